@@ -1,0 +1,145 @@
+"""How alike two images are, across contrasts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from correction import smooth
+
+# six-neighbourhood and its twelve pairs that are √2 apart (self-similarity context, Heinrich 2013)
+_NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
+_PAIRS = tuple(
+    (a, b)
+    for i, a in enumerate(_NEIGHBOURS)
+    for b in _NEIGHBOURS[i + 1 :]
+    if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
+)
+
+
+def mind_ssc(image: Tensor, radius: int, dilation: int) -> Tensor:
+    """MIND-SSC descriptor: what a patch's neighbours look like to one another.
+
+    image: (A, B, C). radius: of the cubic patch, voxels. dilation: distance of the neighbours, voxels.
+    Returns (12, A, B, C) in (0, 1]; unchanged by local affine intensity changes, inversion included.
+    """
+    padded = torch.nn.functional.pad(image[None, None], [dilation] * 6, mode="replicate")[0, 0]
+    shifted = {n: _view(padded, n, image.shape, dilation) for n in _NEIGHBOURS}
+    distance = torch.stack([(shifted[a] - shifted[b]) ** 2 for a, b in _PAIRS])
+    distance = smooth.box(distance, radius)
+    variance = distance.mean(0)
+    centre = variance.mean()
+    variance = variance.clamp(min=1e-3 * float(centre), max=1e3 * float(centre)).clamp(min=1e-12)
+    return torch.exp(-(distance - distance.min(0).values) / variance)
+
+
+def correlation(first: Tensor, second: Tensor, weight: Tensor) -> float:
+    """Weighted Pearson correlation over all voxels; 0 when either is constant."""
+    total = weight.sum().clamp(min=1e-12)
+    a = first - (first * weight).sum() / total
+    b = second - (second * weight).sum() / total
+    scale = torch.sqrt((a * a * weight).sum() * (b * b * weight).sum())
+    return float((a * b * weight).sum() / scale) if float(scale) > 0 else 0.0
+
+
+def local_synthesis(
+    target: Tensor, source: Tensor, weight: Tensor, bins: int, sigma_voxels: tuple[float, float, float]
+) -> Tensor:
+    """What `target` would look like as a local function of `source`: E[target | source] near each voxel.
+
+    target, source, weight: (A, B, C). The source's range inside the weight is cut into `bins` soft bins;
+    each bin's mean of the target is taken under a Gaussian of sigma_voxels. Returns (A, B, C).
+    """
+    inside = source[weight > 0.5]
+    if len(inside) < bins:
+        return torch.zeros_like(target)
+    inside = inside[:: max(1, len(inside) // 1_000_000)]
+    low, high = (float(torch.quantile(inside, q)) for q in (0.01, 0.99))
+    position = ((source - low) / max(high - low, 1e-12) * (bins - 1)).clamp(0, bins - 1)
+    predicted = torch.zeros_like(target)
+    for centre in range(bins):
+        soft = torch.relu(1.0 - (position - centre).abs())
+        share = soft * weight
+        sums = smooth.gaussian(torch.stack([share * target, share]), sigma_voxels, truncate=2.0)
+        predicted = predicted + soft * sums[0] / sums[1].clamp(min=1e-6)
+    return predicted
+
+
+class JointHistogram(Function):
+    """Σ_n β³(f_n − i)·β³(m_n − j) over samples, differentiable in m; chunked, and the same on every run."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, fixed: Tensor, moving: Tensor, bins: int) -> Tensor:
+        """fixed, moving: (N,) bin positions in [2, bins − 3]. Returns (bins, bins)."""
+        ctx.save_for_backward(fixed, moving)
+        ctx.bins = bins  # type: ignore[attr-defined]
+        joint = fixed.new_zeros(bins, bins)
+        for f, m in zip(fixed.split(_CHUNK), moving.split(_CHUNK), strict=True):
+            joint += _windows(f, bins).T @ _windows(m, bins)
+        return joint
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, slope: Tensor
+    ) -> tuple[None, Tensor, None]:
+        fixed, moving = ctx.saved_tensors  # type: ignore[attr-defined]
+        parts = []
+        for f, m in zip(fixed.split(_CHUNK), moving.split(_CHUNK), strict=True):
+            first, t = _first_bin(m)
+            wanted = (_windows(f, ctx.bins) @ slope).gather(1, first[:, None] + _steps(m))  # type: ignore[attr-defined]
+            parts.append((wanted * _cubic_slope(t)).sum(1))
+        return None, torch.cat(parts), None
+
+
+def mutual_information(fixed: Tensor, moving: Tensor, ranges: tuple[tuple[float, float], ...], bins: int) -> Tensor:
+    """Parzen-window mutual information, nats (Thévenaz & Unser 2000): cubic windows on both images.
+
+    fixed, moving: (N,) samples, any unit. ranges: (low, high) of each image, fixed for the whole run;
+    samples beyond are clamped. Two bins at each end stay empty for the windows' tails.
+    """
+    positions = [
+        2.0 + (x.clamp(low, high) - low) / max(high - low, 1e-12) * (bins - 5)
+        for x, (low, high) in zip((fixed, moving), ranges, strict=True)
+    ]
+    joint = JointHistogram.apply(positions[0], positions[1], bins)
+    p = joint / joint.sum()
+    p_fixed, p_moving = p.sum(1, keepdim=True), p.sum(0, keepdim=True)
+    tiny = 1e-12
+    return (p * (torch.log(p + tiny) - torch.log(p_fixed + tiny) - torch.log(p_moving + tiny))).sum()
+
+
+_CHUNK = 1 << 18
+
+
+def _view(padded: Tensor, shift: tuple[int, int, int], shape: torch.Size, dilation: int) -> Tensor:
+    start = [dilation * (1 + s) for s in shift]
+    a, b, c = (slice(o, o + n) for o, n in zip(start, shape, strict=True))
+    return padded[a, b, c]
+
+
+def _steps(like: Tensor) -> Tensor:
+    return torch.arange(4, device=like.device)
+
+
+def _first_bin(position: Tensor) -> tuple[Tensor, Tensor]:
+    below = position.floor()
+    return below.long() - 1, position - below
+
+
+def _windows(position: Tensor, bins: int) -> Tensor:
+    """(N,) → (N, bins) cubic B-spline weights; rows sum to one."""
+    first, t = _first_bin(position)
+    s = 1 - t
+    weights = torch.stack(
+        [s**3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * s**2 + 3 * s**3, t**3], dim=1
+    ) / 6  # fmt: skip
+    out = position.new_zeros(len(position), bins)
+    return out.scatter_(1, first[:, None] + _steps(position), weights)
+
+
+def _cubic_slope(t: Tensor) -> Tensor:
+    s = 1 - t
+    return torch.stack([-(s**2), 3 * t**2 - 4 * t, 4 * s - 3 * s**2, t**2], dim=1) / torch.tensor(
+        [2.0, 2.0, 2.0, 2.0], dtype=t.dtype, device=t.device
+    )

@@ -1,0 +1,146 @@
+"""The picture that a person looks at: edges of the reference over the b = 0 before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from correction import Volume
+
+matplotlib.use("Agg")
+
+Array = npt.NDArray[np.float32]
+
+EDGE_SIGMA_MM = 1.5  # finer edges are texture, not anatomy
+EDGE_STRONG_PERCENTILE = 92.0  # of the gradient inside the picture: about one voxel in twelve starts an edge
+EDGE_WEAK_SHARE = 0.45  # hysteresis: an edge goes on where it is this strong
+PIXEL_MM = 0.75  # display pixels; EPI voxels are too coarse to draw lines on
+EDGE_COLOUR = (1.0, 0.83, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class QcImages:
+    """What the picture shows; all on the grid of the DWI.
+
+    shift_mm: (Z, Y, X) length of the displacement. mask: (Z, Y, X) where there is tissue.
+    """
+
+    reference: Volume
+    before: Volume
+    after: Volume
+    shift_mm: Array
+    mask: npt.NDArray[np.bool_]
+
+
+def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None:
+    """Two rows (before, after) of an axial, a coronal and a sagittal slice through the largest shifts."""
+    order, flips = _to_lps(images.before)
+    spacing = np.asarray(images.before.spacing_mm)[list(order)]
+    turn = _Turn(order, flips)
+    before, after = turn(images.before.data.cpu().numpy()), turn(images.after.data.cpu().numpy())
+    reference = turn(images.reference.data.cpu().numpy())
+    weight = turn(images.shift_mm * images.mask)
+    mask = turn(images.mask.astype(np.float32)) > 0
+    window = (0.0, float(np.percentile(before[mask], 99.5)) if mask.any() else float(before.max()) or 1.0)
+
+    figure = Figure(figsize=(12, 8.4), facecolor="black", layout="constrained")
+    figure.suptitle(title, color="white", fontsize=13)
+    grid = figure.subplots(2, 3)
+    for column, (name, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
+        index = _slice_with_largest_shift(weight, mask, axis)
+        edges = _edges(_plane(reference, axis, index), _plane_spacing(spacing, axis))
+        for row, (label, volume) in enumerate((("before", before), ("after", after))):
+            picture = _resized(_plane(volume, axis, index), _plane_spacing(spacing, axis))
+            _draw(grid[row, column], picture, edges, window, f"{name}, {label}")
+    figure.text(0.5, 0.005, footnote, color="0.8", fontsize=9, ha="center", va="bottom")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.96))  # type: ignore[union-attr]
+    figure.savefig(path, dpi=100, facecolor="black")
+
+
+def _to_lps(volume: Volume) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Which voxel axis lies closest to L, P, S, and whether it runs the other way."""
+    axes = volume.axes
+    remaining, order, flips = [0, 1, 2], [], []
+    for patient_axis in range(3):
+        best = max(remaining, key=lambda voxel_axis: abs(axes[patient_axis, voxel_axis]))
+        remaining.remove(best)
+        order.append(best)
+        flips.append(bool(axes[patient_axis, best] < 0))
+    return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """(Z, Y, X) of the scanner → (L, P, S) of the patient, nearest axes, for display."""
+
+    order: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    def __call__(self, data: Array) -> Array:
+        turned = data.transpose(2, 1, 0).transpose(self.order)
+        return np.ascontiguousarray(np.flip(turned, [axis for axis in range(3) if self.flips[axis]]))
+
+
+def _slice_with_largest_shift(weight: Array, mask: npt.NDArray[np.bool_], axis: int) -> int:
+    """The slice where most is moved, among those with at least half as much tissue as the fullest."""
+    others = tuple(a for a in range(3) if a != axis)
+    tissue = mask.sum(axis=others)
+    moved = np.where(tissue >= 0.5 * tissue.max(), weight.sum(axis=others), -1.0)
+    return int(np.argmax(moved))
+
+
+def _plane(volume: Array, axis: int, index: int) -> Array:
+    """A slice as a picture: rows downwards are P or I, columns rightwards are L or P."""
+    plane = np.take(volume, index, axis=axis).T
+    return plane if axis == 2 else plane[::-1]
+
+
+def _plane_spacing(spacing: npt.NDArray[np.float64], axis: int) -> tuple[float, float]:
+    """(row spacing, column spacing) of a picture perpendicular to an (L, P, S) axis."""
+    horizontal, vertical = (a for a in range(3) if a != axis)
+    return float(spacing[vertical]), float(spacing[horizontal])
+
+
+def _image(plane: Array, spacing: tuple[float, float]) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(plane, dtype=np.float32))
+    image.SetSpacing((spacing[1], spacing[0]))
+    size = [max(2, round(n * s / PIXEL_MM)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    grid = sitk.Image(size, sitk.sitkFloat32)
+    grid.SetSpacing((PIXEL_MM, PIXEL_MM))
+    # the same field of view: voxel faces, not voxel centres, coincide
+    grid.SetOrigin([(PIXEL_MM - s) / 2 for s in image.GetSpacing()])
+    return sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, 0.0)
+
+
+def _resized(plane: Array, spacing: tuple[float, float]) -> Array:
+    return np.asarray(sitk.GetArrayFromImage(_image(plane, spacing)))
+
+
+def _edges(plane: Array, spacing: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    image = _image(plane, spacing)
+    gradient = sitk.GetArrayViewFromImage(sitk.GradientMagnitudeRecursiveGaussian(image, EDGE_SIGMA_MM))
+    strong = float(np.percentile(gradient, EDGE_STRONG_PERCENTILE))
+    if strong <= 0:
+        return np.zeros_like(gradient, dtype=bool)
+    edges = sitk.CannyEdgeDetection(
+        image, EDGE_WEAK_SHARE * strong, strong, [EDGE_SIGMA_MM**2] * 2, [0.05, 0.05]
+    )
+    return sitk.GetArrayFromImage(edges) > 0
+
+
+def _draw(
+    axes: Axes, picture: Array, edges: npt.NDArray[np.bool_], window: tuple[float, float], title: str
+) -> None:
+    axes.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
+    overlay = np.zeros((*edges.shape, 4), dtype=np.float32)
+    overlay[edges] = (*EDGE_COLOUR, 0.85)
+    axes.imshow(overlay, interpolation="nearest")
+    axes.set_title(title, color="white", fontsize=11)
+    axes.set_axis_off()

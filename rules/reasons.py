@@ -1,0 +1,85 @@
+"""The closed list of reasons: every way in which a series can end, with the sentence a technologist reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """A reason's code: stable, for scripts; its sentence is in `SENTENCES`."""
+
+    # a DWI series that cannot or need not be corrected
+    NO_REFERENCE = "no-reference"
+    NO_B_VALUES = "no-b-values"
+    NO_LOW_B = "no-low-b"
+    NOT_EPI = "not-epi"
+    BY_PRODUCT = "by-product"
+    UNREADABLE = "unreadable"
+    INCOMPLETE = "incomplete"
+    GEOMETRY = "geometry"
+    TOO_FEW_SLICES = "too-few-slices"
+    EXCLUDED_BY_SITE = "excluded-by-site"
+    PATIENT_MISMATCH = "patient-mismatch"
+    # a correction that ran
+    VERDICT = "verdict"
+    NOT_ALIGNED = "not-aligned"
+    WITHHELD_BY_PERSON = "withheld-by-person"
+    RELEASED_BY_PERSON = "released-by-person"
+    RETRIED_BY_PERSON = "retried-by-person"
+    # a correction that broke
+    CORRECTION_FAILED = "correction-failed"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker-lost"
+    # delivery
+    NO_DESTINATION = "no-destination"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    GAVE_UP = "gave-up"
+    # change of circumstances
+    NEW_REVISION = "new-revision"
+    NEW_REFERENCE = "new-reference"
+    RESTARTED = "restarted"
+
+
+SENTENCES: dict[Code, str] = {
+    Code.NO_REFERENCE: "no suitable anatomical series in this study: {detail}",
+    Code.NO_B_VALUES: "the scanner wrote no b-values that this node can read: {detail}",
+    Code.NO_LOW_B: "the lowest b-value is {detail} s/mm²; registration needs an image with little diffusion weighting",
+    Code.NOT_EPI: "this diffusion series was not acquired with EPI, so it has no EPI distortion to correct: {detail}",
+    Code.BY_PRODUCT: "this series was computed by the scanner from {detail}, which is corrected instead",
+    Code.UNREADABLE: "the images could not be read: {detail}",
+    Code.INCOMPLETE: "the series is incomplete: {detail}",
+    Code.GEOMETRY: "the slices do not form regular volumes: {detail}",
+    Code.TOO_FEW_SLICES: "the slab is too thin to be registered with an anatomical series: {detail}",
+    Code.EXCLUDED_BY_SITE: "excluded by a rule of this site: {detail}",
+    Code.PATIENT_MISMATCH: "the images of this study do not agree on the patient: {detail}",
+    Code.VERDICT: "the correction was judged not good enough to send: {detail}",
+    Code.NOT_ALIGNED: "the patient moved between this series and the anatomical one: {detail}",
+    Code.WITHHELD_BY_PERSON: "withheld by {detail}",
+    Code.RELEASED_BY_PERSON: "released by {detail}",
+    Code.RETRIED_BY_PERSON: "tried again by {detail}",
+    Code.CORRECTION_FAILED: "the correction stopped with an error: {detail}",
+    Code.TIMEOUT: "the correction took longer than {detail} and was stopped",
+    Code.WORKER_LOST: "the compute worker stopped while correcting: {detail}",
+    Code.NO_DESTINATION: "no destination is configured (delivery.to), so the result stays on this node",
+    Code.UNREACHABLE: "the destination could not be reached: {detail}",
+    Code.REFUSED: "the destination refused the images: {detail}",
+    Code.GAVE_UP: "the destination did not take the images within {detail}",
+    Code.NEW_REVISION: "more images of this series arrived: {detail}",
+    Code.NEW_REFERENCE: "a new anatomical series arrived: {detail}",
+    Code.RESTARTED: "the node was restarted during this step",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something is so: a code for scripts and one sentence for people, free of patient data."""
+
+    code: Code
+    text: str
+
+
+def reason(code: Code, detail: str = "") -> Reason:
+    """The reason `code` with its sentence filled in; `detail` is the part that differs from case to case."""
+    return Reason(code, SENTENCES[code].format(detail=detail))
