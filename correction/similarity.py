@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional
 
 from correction import smooth
 
@@ -24,7 +27,7 @@ def mind_ssc(image: Tensor, radius: int, dilation: int) -> Tensor:
     image: (A, B, C). radius: of the cubic patch, voxels. dilation: distance of the neighbours, voxels.
     Returns (12, A, B, C) in (0, 1]; unchanged by local affine intensity changes, inversion included.
     """
-    padded = torch.nn.functional.pad(image[None, None], [dilation] * 6, mode="replicate")[0, 0]
+    padded = functional.pad(image[None, None], [dilation] * 6, mode="replicate")[0, 0]
     shifted = {n: _view(padded, n, image.shape, dilation) for n in _NEIGHBOURS}
     distance = torch.stack([(shifted[a] - shifted[b]) ** 2 for a, b in _PAIRS])
     distance = smooth.box(distance, radius)
@@ -43,13 +46,12 @@ def correlation(first: Tensor, second: Tensor, weight: Tensor) -> float:
     return float((a * b * weight).sum() / scale) if float(scale) > 0 else 0.0
 
 
-def local_synthesis(
-    target: Tensor, source: Tensor, weight: Tensor, bins: int, sigma_voxels: tuple[float, float, float]
-) -> Tensor:
+def local_synthesis(target: Tensor, source: Tensor, weight: Tensor, bins: int, sigma_voxels: Sequence[float]) -> Tensor:
     """What `target` would look like as a local function of `source`: E[target | source] near each voxel.
 
     target, source, weight: (A, B, C). The source's range inside the weight is cut into `bins` soft bins;
-    each bin's mean of the target is taken under a Gaussian of sigma_voxels. Returns (A, B, C).
+    each bin's mean of the target is taken under a Gaussian of sigma_voxels (computed on a grid of half
+    that distance, which such a Gaussian does not notice). Returns (A, B, C).
     """
     inside = source[weight > 0.5]
     if len(inside) < bins:
@@ -57,13 +59,26 @@ def local_synthesis(
     inside = inside[:: max(1, len(inside) // 1_000_000)]
     low, high = (float(torch.quantile(inside, q)) for q in (0.01, 0.99))
     position = ((source - low) / max(high - low, 1e-12) * (bins - 1)).clamp(0, bins - 1)
+    factors = [max(1, min(n, round(s / 2))) for s, n in zip(sigma_voxels, target.shape, strict=True)]
+    sigma = [s / f for s, f in zip(sigma_voxels, factors, strict=True)]
+    # whole blocks only: what is left over at the far faces is padded with nothing
+    missing = [(-n) % f for n, f in zip(target.shape, factors, strict=True)]
+    padding = [0, missing[2], 0, missing[1], 0, missing[0]]
     predicted = torch.zeros_like(target)
     for centre in range(bins):
         soft = torch.relu(1.0 - (position - centre).abs())
         share = soft * weight
-        sums = smooth.gaussian(torch.stack([share * target, share]), sigma_voxels, truncate=2.0)
-        predicted = predicted + soft * sums[0] / sums[1].clamp(min=1e-6)
+        sums = smooth.pool(functional.pad(torch.stack([share * target, share]), padding), factors)
+        sums = smooth.gaussian(sums, sigma)
+        mean = sums[0] / sums[1].clamp(min=1e-6)
+        predicted += soft * _spread(mean, factors)[: target.shape[0], : target.shape[1], : target.shape[2]]
     return predicted
+
+
+def _spread(coarse: Tensor, factors: Sequence[int]) -> Tensor:
+    """Linear interpolation from block centres back to voxels, (a, b, c) → (a·fa, b·fb, c·fc)."""
+    size = [n * f for n, f in zip(coarse.shape, factors, strict=True)]
+    return functional.interpolate(coarse[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
 
 
 class JointHistogram(Function):
@@ -140,6 +155,4 @@ def _windows(position: Tensor, bins: int) -> Tensor:
 
 def _cubic_slope(t: Tensor) -> Tensor:
     s = 1 - t
-    return torch.stack([-(s**2), 3 * t**2 - 4 * t, 4 * s - 3 * s**2, t**2], dim=1) / torch.tensor(
-        [2.0, 2.0, 2.0, 2.0], dtype=t.dtype, device=t.device
-    )
+    return torch.stack([-(s**2), 3 * t**2 - 4 * t, 4 * s - 3 * s**2, t**2], dim=1) / 2

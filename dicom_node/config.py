@@ -3,13 +3,12 @@
     settings = load_config(Path("/etc/dicom-node/config.yaml"), os.environ)
     settings.node.ae_title, settings.storage.root, settings.deliver_to
 
-Keys are DESIGN.md's; each is told in `config.yaml` beside this file (what `dicom-node init` writes) and in
+Every key is told in `config.yaml` beside this file (what `dicom-node init` writes) and in
 docs/configuration.md. Units are in the names: `_s` seconds, `_days`, `_bytes`, `_minutes`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Mapping
 from importlib import resources
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -31,86 +28,27 @@ from pydantic import (
 )
 
 from dicom_node import config_source
-from dicom_node.config_mistakes import ConfigError, Mistake, mistakes_of, report
-from rules.facts import SeriesFacts
+from dicom_node.config_mistakes import mistakes_of, report
+from dicom_node.config_source import ConfigError, Mistake
+from dicom_node.config_values import (
+    AeTitle,
+    Anything,
+    Bind,
+    DestinationName,
+    EngineText,
+    ExistingFile,
+    FilePath,
+    Host,
+    Port,
+    Size,
+    existing,
+    only_yet,
+    write,
+)
+from rules import site
+from rules.contrast import Contrast
 
 __all__ = ["ConfigError", "Settings", "load_config", "remarks", "template"]
-
-CREDENTIALS = Path("/run/credentials")  # where systemd puts LoadCredential= files while a service runs
-
-
-def _ae_title(text: str) -> str:
-    """An AE title (PS3.5 §6.2, VR AE): 1–16 characters of the default repertoire, outer spaces dropped."""
-    title = text.strip(" ")
-    if not 1 <= len(title) <= 16:
-        raise ValueError(f"an AE title has 1 to 16 characters, this one has {len(title)}; write a shorter one")
-    if not (title.isascii() and title.isprintable()) or "\\" in title:
-        raise ValueError("an AE title has no accents, control characters or backslash; use A–Z, 0–9, _ and -")
-    return title
-
-
-def _bind(text: str) -> str:
-    """An address of this machine: a socket is bound to numbers, never to a name that DNS may change."""
-    if text != "localhost":
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is no IP address; write 127.0.0.1, 0.0.0.0 or one of this host") from None
-    return text
-
-
-def _file_path(path: Path, info: ValidationInfo) -> Path:
-    """`~` is the user's home; a relative path starts at the folder of the configuration file."""
-    folder = (info.context or {}).get("folder")
-    try:
-        path = path.expanduser()
-    except RuntimeError:
-        raise ValueError("~ has no meaning here, this user has no home; write the whole path") from None
-    return path if folder is None or path.is_absolute() else Path(folder) / path
-
-
-def _typed(value: Any) -> Any:
-    """Text without quotes as YAML takes it: for values whose type only their reader knows."""
-    if isinstance(value, config_source.Plain):
-        return value.typed()
-    if isinstance(value, dict):
-        return {key: _typed(inner) for key, inner in value.items()}
-    return [_typed(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _only_yet(allowed: object) -> AfterValidator:
-    """A key that is promised and not built: anything but `allowed` is refused, never quietly ignored."""
-
-    def refuse(value: Any) -> Any:
-        if value != allowed:
-            raise ValueError("is not in this version yet; leave it out")
-        return value
-
-    return AfterValidator(refuse)
-
-
-def _write(hint: str) -> Any:
-    """What to write instead, where the type alone does not say it."""
-    return Field(json_schema_extra={"write": hint})
-
-
-AeTitle = Annotated[str, AfterValidator(_ae_title), _write("an AE title of 1 to 16 characters")]
-Bind = Annotated[str, AfterValidator(_bind)]
-Host = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9._:-]+$", json_schema_extra={"write": "a host name or IP address alone"}),
-]
-Port = Annotated[int, Field(ge=1, le=65535)]
-FilePath = Annotated[Path, AfterValidator(_file_path), _write("a path")]
-Size = Annotated[ByteSize, Field(ge=0, json_schema_extra={"write": "a size such as 20 GiB"})]
-Anything = Annotated[Any, BeforeValidator(_typed)]
-DestinationName = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$",
-        json_schema_extra={"write": "a name of letters, digits, '-', '_' and '.', at most 32"},
-    ),
-]
 
 
 class Section(BaseModel):
@@ -120,27 +58,48 @@ class Section(BaseModel):
 
 
 class ServerTls(Section):
-    """TLS of a port that we open."""
+    """TLS of the port that scanners call."""
 
-    certificate: FilePath
-    key: FilePath
-    ca: FilePath | None = None
+    certificate: ExistingFile
+    key: ExistingFile
     require_client_certificate: bool = True
+    ca: ExistingFile | None = Field(default=None, validate_default=True)
+
+    @field_validator("ca")
+    @classmethod
+    def _clients_can_be_checked(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
+        if ca is None and info.data.get("require_client_certificate"):
+            raise ValueError("is needed to check scanners; or write require_client_certificate: false")
+        return ca
 
 
 class ClientTls(Section):
     """TLS towards a destination; without `ca`, the system's certificate authorities."""
 
-    ca: FilePath | None = None
-    certificate: FilePath | None = None
-    key: FilePath | None = None
+    ca: ExistingFile | None = None
+    certificate: ExistingFile | None = None
+    key: ExistingFile | None = Field(default=None, validate_default=True)
+
+    @field_validator("key")
+    @classmethod
+    def _pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if "certificate" in info.data and (key is None) != (info.data["certificate"] is None):
+            raise ValueError("certificate and key belong together; write both or none")
+        return key
+
+
+class WebTls(Section):
+    """TLS of the status page."""
+
+    certificate: ExistingFile
+    key: ExistingFile
 
 
 class AcceptFrom(Section):
     """One caller that may send: by AE title, by address, or by both."""
 
     ae_title: AeTitle | None = None
-    address: Annotated[IPvAnyNetwork, _write("an IP address or a network such as 10.1.2.0/24")] | None = None
+    address: Annotated[IPvAnyNetwork | None, write("an IP address or a network such as 10.1.2.0/24")] = None
 
     @model_validator(mode="after")
     def _names_someone(self) -> AcceptFrom:
@@ -157,7 +116,7 @@ class NodeSettings(Section):
     port: Port = 11112
     max_associations: Annotated[int, Field(ge=1, le=400)] = 50  # select() ends at 1024 descriptors
     max_pdu: Annotated[int, Field(ge=16384, le=1048576)] = 131072
-    tls: Annotated[ServerTls | None, _only_yet(None)] = None
+    tls: Annotated[ServerTls | None, only_yet(None)] = None
     accept_from: tuple[AcceptFrom, ...] = ()
 
 
@@ -167,8 +126,8 @@ class Destination(Section):
     ae_title: AeTitle = Field(examples=["PACS"])
     host: Host = Field(examples=["pacs.example.org"])
     port: Port = Field(examples=[104])
-    tls: Annotated[ClientTls | None, _only_yet(None)] = None
-    storage_commitment: Annotated[bool, _only_yet(False)] = False
+    tls: Annotated[ClientTls | None, only_yet(None)] = None
+    storage_commitment: Annotated[bool, only_yet(False)] = False
     commitment_timeout_s: Annotated[float, Field(gt=0)] = 86400.0
 
 
@@ -178,14 +137,14 @@ class StorageSettings(Section):
     root: FilePath = Field(examples=["/var/lib/dicom-node"])
     min_free_bytes: Size = ByteSize(5 * 2**30)
     keep_days: Annotated[float, Field(ge=0)] = 14.0
-    keep_unsent_days: Annotated[float, Field(ge=0)] = 90.0
+    keep_unsent_days: Annotated[float, Field(ge=0, validate_default=True)] = 90.0
 
     @field_validator("keep_unsent_days")
     @classmethod
     def _unsent_outlives_sent(cls, days: float, info: ValidationInfo) -> float:
         sent = info.data.get("keep_days", 0.0)
         if days < sent:
-            raise ValueError(f"{days:g} is less than keep_days ({sent:g}); what was not sent must stay longer")
+            raise ValueError(f"{days:g} is less than keep_days ({sent:g}); what is unsent must stay longer")
         return days
 
 
@@ -199,22 +158,21 @@ class AssemblySettings(Section):
 class Override(Section):
     """A rule of this site: series whose facts equal `when` are treated as `then` says."""
 
-    when: dict[str, Anything] = Field(min_length=1)
-    then: Literal["exclude", "reference"]
+    when: dict[str, Anything]
+    then: site.Then
 
     @field_validator("when")
     @classmethod
-    def _facts_exist(cls, when: dict[str, Any]) -> dict[str, Any]:
-        known = {fact.name for fact in dataclasses.fields(SeriesFacts)}
-        if unknown := sorted(set(when) - known):
-            raise ValueError(f"{', '.join(unknown)}: no such fact of a series; docs/configuration.md lists them")
+    def _can_be_compared(cls, when: dict[str, Any]) -> dict[str, Any]:
+        if found := site.problems(when):
+            raise ValueError("; ".join(found))
         return when
 
 
 class RulesSettings(Section):
     """How the reference of a diffusion series is chosen."""
 
-    reference_order: tuple[str, ...] = ()
+    reference_order: tuple[Contrast, ...] = ()
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.8
     max_minutes_apart: Annotated[float, Field(gt=0)] = 180.0
     require_same_frame_of_reference: bool = False
@@ -226,29 +184,51 @@ class CorrectionSettings(Section):
 
     method: Literal["clinical", "paper"] = "clinical"
     matcher: Literal["auto", "none"] = "auto"
-    weights_dir: Annotated[FilePath | None, _only_yet(None)] = None
+    weights_dir: Annotated[FilePath | None, only_yet(None)] = None
     device: Annotated[
         str,
         Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra={"write": "auto, cpu, cuda or cuda:N"}),
     ] = "auto"
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    scheduler: Annotated[str, _only_yet("")] = ""
+    scheduler: Annotated[
+        str,
+        Field(
+            pattern=r"^$|^((tcp|tls)://)?[A-Za-z0-9._-]+:\d+$",
+            json_schema_extra={"write": "an address such as tcp://gpu1:8786"},
+        ),
+    ] = ""
     modulate: bool = False
     on_poor_quality: Literal["withhold", "flag"] = "withhold"
     on_review: Literal["send", "withhold", "flag"] = "send"
-    settings: dict[str, Anything] = Field(default_factory=dict)
+    settings: dict[str, EngineText] = Field(default_factory=dict)
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
+
+    @field_validator("settings")
+    @classmethod
+    def _method_has_them(cls, texts: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        method = info.data.get("method")
+        if texts and method:
+            # here, because the engine brings torch: seconds, and memory that the listener does not need
+            from correction import SettingsError, methods
+
+            try:
+                {"clinical": methods.clinical, "paper": methods.paper}[method]().override(
+                    f"{key}={text}" for key, text in texts.items()
+                )
+            except SettingsError as error:
+                raise ValueError(str(error)) from None
+        return texts
 
 
 class Companions(Section):
     """What is sent beside the corrected series."""
 
-    qc: Annotated[bool, _only_yet(False)] = False
-    registration: Annotated[bool, _only_yet(False)] = False
-    adc: Annotated[bool, _only_yet(False)] = False
-    quality_record: Annotated[bool, _only_yet(False)] = False
+    qc: Annotated[bool, only_yet(False)] = False
+    registration: Annotated[bool, only_yet(False)] = False
+    adc: Annotated[bool, only_yet(False)] = False
+    quality_record: Annotated[bool, only_yet(False)] = False
 
 
 class DeriveSettings(Section):
@@ -256,8 +236,8 @@ class DeriveSettings(Section):
 
     description_suffix: Annotated[str, Field(max_length=32)] = " DISTCORR"
     series_number_offset: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    grid: Annotated[Literal["dwi", "reference"], _only_yet("dwi")] = "dwi"
-    one_series_per_b_value: Annotated[bool, _only_yet(False)] = False
+    grid: Annotated[Literal["dwi", "reference"], only_yet("dwi")] = "dwi"
+    one_series_per_b_value: Annotated[bool, only_yet(False)] = False
     companions: Companions = Companions()
 
     @field_validator("description_suffix")
@@ -273,7 +253,7 @@ class DeriveSettings(Section):
 class DeliverySettings(Section):
     """Who gets the results."""
 
-    to: tuple[str, ...] = ()
+    to: Annotated[tuple[str, ...], write("a list of names under destinations, such as [PACS]")] = ()
     give_up_days: Annotated[float, Field(gt=0)] = 7.0
 
 
@@ -283,7 +263,7 @@ class WebSettings(Section):
     bind: Bind = "127.0.0.1"
     port: Port = 8080
     token_file: FilePath | None = Field(default=None, validate_default=True)
-    tls: Annotated[ServerTls | None, _only_yet(None)] = None
+    tls: Annotated[WebTls | None, only_yet(None)] = None
 
     @field_validator("token_file")
     @classmethod
@@ -293,17 +273,7 @@ class WebSettings(Section):
             return token_file
         if token_file is None:
             raise ValueError(f"is needed when bind is {bind}, or anybody could read it; or bind to 127.0.0.1")
-        if not _may_exist(token_file):
-            raise ValueError(f"there is no file {token_file}; write a long random token into it")
-        return token_file
-
-
-def _may_exist(path: Path) -> bool:
-    """False only when the file is surely absent: credentials come and go with their service."""
-    try:
-        return path.is_relative_to(CREDENTIALS) or path.exists()
-    except PermissionError:
-        return True
+        return existing(token_file)
 
 
 class LogSettings(Section):
@@ -361,7 +331,10 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Settings:
         if not source.mistakes:
             return settings
         mistakes = []
-    raise ConfigError(report(path, [*source.mistakes, *mistakes, *_wrong_delivery(source)]))
+    delivery = _wrong_delivery(source)
+    hidden = {mistake.text for mistake in delivery}  # what the model itself may have said as well
+    mistakes = [mistake for mistake in mistakes if mistake.text not in hidden]
+    raise ConfigError(report(path, [*source.mistakes, *mistakes, *delivery]))
 
 
 def _unknown_destinations(names: tuple[str, ...], configured: tuple[str, ...]) -> str:

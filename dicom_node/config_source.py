@@ -6,7 +6,7 @@ or a boolean. `Plain` marks what was written without quotes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,9 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8; save it as UTF-8.") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the file and its rights.") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); check the file and its rights."
+        ) from None
 
 
 def _compose(text: str, path: Path) -> yaml.MappingNode | None:
@@ -201,8 +203,10 @@ def _override(source: Source, name: str, text: str) -> None:
             return
         section = inner
     key = (*key, _matching(section, parts[-1], key))
-    section[str(key[-1])] = _parsed(source, name, text, key)
-    source.variables[key] = name
+    value = _parsed(source, name, text, key)
+    if value is not None:
+        section[str(key[-1])] = value
+        source.variables[key] = name
 
 
 def _matching(section: Mapping[Hashable, Any], part: str, at: Key) -> str:
@@ -223,11 +227,3 @@ def _parsed(source: Source, name: str, text: str, key: Key) -> Any:
         source.mistakes.append(Mistake(dotted(key), "is neither valid JSON nor YAML", variable=name))
         return None
     return _Reader(source, variable=name).value(node, key)
-
-
-def keys_within(values: Mapping[str, Any], at: Key = ()) -> Iterator[Key]:
-    """Every key path of nested mappings, sections included."""
-    for name, value in values.items():
-        yield (*at, name)
-        if isinstance(value, Mapping):
-            yield from keys_within(value, (*at, name))

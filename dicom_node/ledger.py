@@ -32,6 +32,11 @@ from rules.reasons import Code, Reason, reason
 BUSY_TIMEOUT_S = 30.0
 
 
+def path_below(root: Path) -> Path:
+    """Where the ledger lies below the storage root."""
+    return root / "ledger.sqlite"
+
+
 class LedgerError(Exception):
     """The ledger cannot do what was asked; the message says why."""
 
@@ -283,6 +288,11 @@ class Ledger:
                 (study_uid, seen_last_at),
             )
 
+    def unsettle_study(self, study_uid: str) -> None:
+        """Something in this study has to be decided again."""
+        with self._transaction() as db:
+            db.execute("UPDATE studies SET settled = 0 WHERE study_uid = ?", (study_uid,))
+
     # ---------------------------------------------------------------- jobs
 
     def create_job(self, row: SeriesRow, series_number: int | None) -> Job:
@@ -514,20 +524,20 @@ class Ledger:
                 )
             return True
 
-    def record_stored(self, delivery: Delivery, sop_uid: str, status: int) -> None:
-        """A destination answered for one instance; a later attempt does not send it again."""
+    def record_stored(self, delivery: Delivery, file: str, status: int) -> None:
+        """A destination has one instance (result/file): no later attempt sends it."""
         with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO delivered_instances VALUES (?, ?, ?, ?)",
-                (delivery.job_id, delivery.destination, sop_uid, status),
+                (delivery.job_id, delivery.destination, file, status),
             )
 
     def stored(self, delivery: Delivery) -> frozenset[str]:
-        """The SOP Instance UIDs that a destination already has of a job."""
+        """The files of a job's result that a destination already has."""
         return frozenset(
-            row["sop_uid"]
+            row["file"]
             for row in self._rows(
-                "SELECT sop_uid FROM delivered_instances WHERE job_id = ? AND destination = ?",
+                "SELECT file FROM delivered_instances WHERE job_id = ? AND destination = ?",
                 (delivery.job_id, delivery.destination),
             )
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 Array = npt.NDArray[np.float32]
@@ -42,7 +43,7 @@ def read_nifti(path: Path) -> NiftiImage:
     try:
         image = nibabel.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, ValueError, ImageFileError, gzip.BadGzipFile) as error:
         raise NiftiProblem(f"{path} is not a readable NIfTI file ({type(error).__name__}).") from error
     if data.ndim == 5 and data.shape[3] == 1:
         data = data[:, :, :, 0, :]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from correction import Volume
 
@@ -50,7 +51,9 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     mask = turn(images.mask.astype(np.float32)) > 0
     window = (0.0, float(np.percentile(before[mask], 99.5)) if mask.any() else float(before.max()) or 1.0)
 
-    figure = Figure(figsize=(12, 8.4), facecolor="black", layout="constrained")
+    # the lowest 3 % are the footnote's
+    layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.96))
+    figure = Figure(figsize=(12, 8.4), facecolor="black", layout=layout)
     figure.suptitle(title, color="white", fontsize=13)
     grid = figure.subplots(2, 3)
     for column, (name, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
@@ -60,7 +63,6 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
             picture = _resized(_plane(volume, axis, index), _plane_spacing(spacing, axis))
             _draw(grid[row, column], picture, edges, window, f"{name}, {label}")
     figure.text(0.5, 0.005, footnote, color="0.8", fontsize=9, ha="center", va="bottom")
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.96))  # type: ignore[union-attr]
     figure.savefig(path, dpi=100, facecolor="black")
 
 
@@ -85,7 +87,7 @@ class _Turn:
 
     def __call__(self, data: Array) -> Array:
         turned = data.transpose(2, 1, 0).transpose(self.order)
-        return np.ascontiguousarray(np.flip(turned, [axis for axis in range(3) if self.flips[axis]]))
+        return np.ascontiguousarray(np.flip(turned, tuple(axis for axis in range(3) if self.flips[axis])))
 
 
 def _slice_with_largest_shift(weight: Array, mask: npt.NDArray[np.bool_], axis: int) -> int:
@@ -98,7 +100,7 @@ def _slice_with_largest_shift(weight: Array, mask: npt.NDArray[np.bool_], axis: 
 
 def _plane(volume: Array, axis: int, index: int) -> Array:
     """A slice as a picture: rows downwards are P or I, columns rightwards are L or P."""
-    plane = np.take(volume, index, axis=axis).T
+    plane: Array = np.take(volume, index, axis=axis).T
     return plane if axis == 2 else plane[::-1]
 
 
@@ -132,7 +134,8 @@ def _edges(plane: Array, spacing: tuple[float, float]) -> npt.NDArray[np.bool_]:
     edges = sitk.CannyEdgeDetection(
         image, EDGE_WEAK_SHARE * strong, strong, [EDGE_SIGMA_MM**2] * 2, [0.05, 0.05]
     )
-    return sitk.GetArrayFromImage(edges) > 0
+    found: npt.NDArray[np.bool_] = sitk.GetArrayFromImage(edges) > 0
+    return found
 
 
 def _draw(

@@ -61,8 +61,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX deliveries_due ON deliveries(destination, state, next_attempt_at);
 
     CREATE TABLE delivered_instances (
-        job_id INTEGER NOT NULL, destination TEXT NOT NULL, sop_uid TEXT NOT NULL, status INTEGER NOT NULL,
-        PRIMARY KEY (job_id, destination, sop_uid)) WITHOUT ROWID;
+        job_id INTEGER NOT NULL, destination TEXT NOT NULL, file TEXT NOT NULL, status INTEGER NOT NULL,
+        PRIMARY KEY (job_id, destination, file)) WITHOUT ROWID;
 
     CREATE TABLE issued (uid TEXT PRIMARY KEY, job_id INTEGER NOT NULL) WITHOUT ROWID;
 

@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Buffer, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,8 @@ from typing import BinaryIO
 
 QUARANTINE_MAX_FILES = 200
 QUARANTINE_MAX_BYTES = 512 * 1024 * 1024
+
+Bytes = bytes | bytearray | memoryview
 
 _FOLDERS = ("incoming", "instances", "results", "work", "quarantine")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -94,7 +96,7 @@ class Spool:
 
     # ---------------------------------------------------------------- received instances
 
-    def receive(self, sop_uid: str, revision: int, *content: Buffer) -> Path:
+    def receive(self, sop_uid: str, revision: int, *content: Bytes) -> Path:
         """Store one instance durably and return its path relative to the root.
 
         `content` is written as it is, piece after piece (file meta, then the data set as received).
@@ -122,7 +124,7 @@ class Spool:
             _sync_directory(target.parent)
         return relative
 
-    def _write(self, path: Path, content: tuple[Buffer, ...]) -> None:
+    def _write(self, path: Path, content: tuple[Bytes, ...]) -> None:
         """A new durable file; its directory entry is the caller's to make durable."""
         with self._open(path) as file:
             for piece in content:
@@ -130,7 +132,7 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
 
-    def quarantine(self, content: Buffer, why: str) -> Path:
+    def quarantine(self, content: Bytes, why: str) -> Path:
         """Keep bytes that could not be read as DICOM, with a note; the oldest make room for new ones."""
         folder = self.root / "quarantine"
         stem = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
@@ -245,7 +247,7 @@ def _make_durable(folder: Path) -> None:
         _sync_directory(Path(parent))
 
 
-def _holds(path: Path, content: tuple[Buffer, ...]) -> bool:
+def _holds(path: Path, content: tuple[Bytes, ...]) -> bool:
     """Whether the file consists of exactly these pieces."""
     pieces = [memoryview(piece).cast("B") for piece in content]
     if path.stat().st_size != sum(piece.nbytes for piece in pieces):

@@ -8,7 +8,7 @@ MAX_UID_LENGTH = 64
 
 # PS3.7 Annex D.3.3.2: one UID for all versions of this implementation, and a version name of at most 16
 # characters; both go into A-ASSOCIATE and into the file meta of what we store.
-IMPLEMENTATION_CLASS_UID = "2.25.310843592016517924835062481059337405721"
+IMPLEMENTATION_CLASS_UID = "2.25.109402038646478710063341516037486966359"
 IMPLEMENTATION_VERSION_NAME = "DICOM_NODE_0"
 
 # Components with leading zeros break the standard but occur in the field; refusing them would lose images.

@@ -66,6 +66,8 @@ _MAP_WORDS = frozenset({"adc", "eadc", "fa", "colfa", "dadc", "md", "cbf", "cbv"
 _NOT_EPI_WORDS = frozenset({"propeller", "blade", "multivane", "haste", "tse", "fse", "ssfse"})
 # These write EP into ScanningSequence (0018,0020) for every EPI; Philips and Hitachi write only SE
 _WRITES_EP = frozenset({Vendor.SIEMENS, Vendor.GE, Vendor.CANON, Vendor.UIH})
+# Enhanced objects have no ScanningSequence; what stands there was put together from EchoPlanarPulseSequence
+_ENHANCED = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("4.1", "4.3"))
 _EPI_SEQUENCE = re.compile(r"ep2d|ep_b|epse|epfid|epi|^\*?re_b", re.IGNORECASE)
 _DIFFUSION_SEQUENCE = re.compile(r"^\*?(ep|re)_b\d+|epi_d[wt]i", re.IGNORECASE)
 # glued to what stands before it: "…spair_511bCALC_BVAL"
@@ -92,24 +94,29 @@ def token(facts: SeriesFacts, *names: str) -> str:
 
 def epi(facts: SeriesFacts) -> Evidence:
     """Was it acquired with echo-planar imaging? None where nothing in the header tells."""
-    if "EP" in facts.scanning_sequence:
+    if "EP" in facts.scanning_sequence and facts.sop_class_uid not in _ENHANCED:
         return Evidence(True, "ScanningSequence says EP", "ScanningSequence")
-    if facts.echo_planar:
+    if facts.epi_factor is not None and facts.epi_factor > 1:
+        return Evidence(True, f"the EPI factor is {facts.epi_factor}", "EPI factor")
+    if facts.echo_planar or "EP" in facts.scanning_sequence:
         return Evidence(True, "EchoPlanarPulseSequence says YES", "EchoPlanarPulseSequence")
     if _EPI_SEQUENCE.search(facts.sequence_name):
         return Evidence(True, f"SequenceName is {facts.sequence_name}", "SequenceName")
     if any("EPI_GEMS" in option for option in facts.scan_options):
         return Evidence(True, "ScanOptions says EPI", "ScanOptions")
-    if facts.epi_factor is not None and facts.epi_factor > 1:
-        return Evidence(True, f"the EPI factor is {facts.epi_factor}", "EPI factor")
-    if facts.echo_planar is False:
-        return Evidence(False, "EchoPlanarPulseSequence says NO", "EchoPlanarPulseSequence")
+    return _not_epi(facts)
+
+
+def _not_epi(facts: SeriesFacts) -> Evidence:
+    """What denies EPI; None where the header is silent."""
     if facts.epi_factor == 1:
         return Evidence(False, "the EPI factor is 1", "EPI factor")
     for word in sorted(words(facts.description, facts.protocol_name, facts.sequence_name) & _NOT_EPI_WORDS):
         return Evidence(False, f"its name says {word.upper()}", "SeriesDescription")
-    if facts.vendor in _WRITES_EP and facts.scanning_sequence:
+    if facts.scanning_sequence and facts.vendor in _WRITES_EP:
         return Evidence(False, "ScanningSequence does not say EP", "ScanningSequence")
+    if facts.echo_planar is False and not facts.scanning_sequence:
+        return Evidence(False, "EchoPlanarPulseSequence says NO", "EchoPlanarPulseSequence")
     return Evidence(None)
 
 
@@ -160,7 +167,9 @@ def derived_map(facts: SeriesFacts) -> Evidence:
         if name in MAPS:
             return Evidence(True, f"ImageType says {name}, so this is {MAPS[name]}", "ImageType")
     if facts.anisotropy_map:
-        return Evidence(True, "DiffusionAnisotropyType is filled in, so this is a map", "DiffusionAnisotropyType")
+        return Evidence(
+            True, "DiffusionAnisotropyType is filled in, so this is a map", "DiffusionAnisotropyType"
+        )
     if facts.rescale_type.replace(" ", "").lower().startswith(("10*-6mm2/s", "10^-6mm2/s")):
         return Evidence(True, "its values are in mm²/s, so this is an ADC map", "RescaleType")
     if "DERIVED" in facts.image_type:

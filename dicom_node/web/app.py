@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Response
-from fastapi.responses import FileResponse
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
 
 from dicom_node import __version__
 from dicom_node.jobs import PAGE, job_document, jobs_document, series_document
@@ -18,9 +19,20 @@ Health = Callable[[], dict[str, Any]]
 MAX_PAGE = 1000
 
 
-def create_app(ledger: Ledger, spool: Spool, health: Health) -> FastAPI:
-    """The application over a running node; `health()` gives `{"status": …, "checks": {…}}`."""
+def create_app(ledger: Ledger, spool: Spool, health: Health, *, token: str | None = None) -> FastAPI:
+    """The application over a running node; `health()` gives `{"status": …, "checks": {…}}`.
+
+    With a `token`, everything but /health asks for `Authorization: Bearer TOKEN`.
+    """
     app = FastAPI(title="dicom-node", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.middleware("http")
+    async def ask_for_token(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if token is not None and request.url.path != "/health":
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not secrets.compare_digest(given.encode(), token.encode()):
+                return JSONResponse({"detail": "This node asks for its token (web.token_file)."}, 401)
+        return await answer(request)
 
     @app.get("/health")
     def get_health(response: Response) -> dict[str, Any]:

@@ -1,0 +1,344 @@
+"""The clinical method: one shift per voxel along phase encode, coarse to fine.
+
+The MIND cost of every shift is tabulated on a coarse grid and a cubic B-spline with bending energy and a
+fold limit is fitted to the table: first over a wide range of shifts, then over the range that was found,
+then on a fine grid around the result. Every stage's answer, and "nothing", stays a candidate until
+`quality` chooses among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from correction import cost, preprocess, similarity, smooth, spline
+from correction.grid import Frame, Grid, Shape, Triple, resample
+from correction.landmarks import FrameLandmarks
+from correction.methods import Clinical
+from correction.spline import Lattice
+from correction.volume import Volume
+
+
+class Field(Protocol):
+    """Anything that says where each point of a grid comes from."""
+
+    def vectors(self, frame: Frame, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Displacement (3, A, B, P) in mm along the frame's axes, and det ∂(x + u)/∂x (A, B, P)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One possible answer and the stage it came from."""
+
+    name: str
+    field: Field
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One spline of shifts along the last frame axis; coefficients (nA, nB, nP), mm."""
+
+    lattice: Lattice
+    coefficients: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftField:
+    """Splines applied one after the other: x → x + r(x), then + u(·) of the stages before.
+
+    With J > 0 in every stage the whole has J > 0. No stages: the identity.
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    def then(self, stage: Stage) -> ShiftField:
+        """The field whose first step on x is the new, finer stage."""
+        return ShiftField((*self.stages, stage))
+
+    def on(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Shift in mm and Jacobian 1 + ∂u/∂p at the grid's voxels: two (A, B, P) tensors."""
+        device = self.stages[0].coefficients.device if self.stages else torch.device("cpu")
+        position = grid.coordinates(2, device).float().expand(grid.shape).contiguous()
+        start = position
+        jacobian = torch.ones_like(position)
+        for stage in reversed(self.stages):
+            value, slope = _along_last(stage, grid, position)
+            position = position + value
+            jacobian = jacobian * (1.0 + slope)
+        return position - start, jacobian
+
+    def vectors(self, frame: Frame, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Displacement (3, A, B, P) in frame mm and Jacobian (A, B, P); the Field protocol."""
+        shift, jacobian = self.on(grid)
+        return torch.stack([torch.zeros_like(shift), torch.zeros_like(shift), shift]), jacobian
+
+    def at(self, points_mm: Tensor) -> Tensor:
+        """Shift (N,) at (N, 3) frame points."""
+        moved = points_mm.clone()
+        for stage in reversed(self.stages):
+            taps = spline.point_taps(stage.lattice, moved)
+            moved[:, 2] += spline.at_points(stage.coefficients, taps)
+        return moved[:, 2] - points_mm[:, 2]
+
+
+def _along_last(stage: Stage, grid: Grid, position_mm: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and slope of a stage at positions (A, B, P) along the last axis, on the grid in the others."""
+    device = position_mm.device
+    a, b = (stage.lattice.axis_matrix(grid.coordinates(axis, device), axis) for axis in (0, 1))
+    rows = torch.einsum("ai,bj,ijp->abp", a, b, stage.coefficients)  # splines along p on every line
+    flat = position_mm.reshape(-1)
+    values = []
+    for derivative in (0, 1):
+        first, weights = stage.lattice.taps(flat, 2, derivative)
+        line = torch.arange(rows.shape[0] * rows.shape[1], device=device).repeat_interleave(grid.shape[2])
+        start = line * rows.shape[2] + first
+        taps = rows.reshape(-1)[start[:, None] + torch.arange(4, device=device)]
+        values.append((taps * weights.float()).sum(1).reshape(position_mm.shape))
+    return values[0], values[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Both images on one working grid, ready to be compared. All (A, B, P)."""
+
+    grid: Grid
+    reference: Tensor  # source intensities
+    b0: Tensor
+    reference_mask: Tensor  # head, bool
+    b0_mask: Tensor
+    seen: Tensor  # inside both fields of view, bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both images, the frame that they are compared in, and the box around the head in it (frame mm)."""
+
+    frame: Frame
+    b0: Volume
+    reference: Volume
+    low_mm: Triple
+    high_mm: Triple
+
+    @classmethod
+    def of(cls, frame: Frame, b0: Volume, reference: Volume, settings: Clinical) -> Pair:
+        """The box holds whatever gives signal in either image, with a margin, inside b0's field of view."""
+        full = frame.grid()
+        ends = (full.last_mm(0), full.last_mm(1), full.last_mm(2))
+        a, b, p = (max(3.0, s) for s in frame.spacing_mm)
+        overview = Grid.between(full.first_mm, ends, (a, b, p))
+        seen_b0, _ = resample(b0, frame, overview)
+        seen_reference, inside = resample(reference, frame, overview)
+        heads = head(seen_b0, overview, settings) | (head(seen_reference * inside, overview, settings) & inside)
+        low, high = [], []
+        for axis, (first, last) in enumerate(preprocess.bounding_box(heads)):
+            margin = settings.margin_mm if axis == 2 else settings.margin_mm / 3
+            positions = overview.coordinates(axis)
+            low.append(max(full.first_mm[axis], float(positions[first]) - margin))
+            high.append(min(ends[axis], float(positions[last]) + margin))
+        return cls(frame, b0, reference, (low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def scene(pair: Pair, voxel_mm: float, settings: Clinical) -> Scene:
+    """A working grid around the head, and both images on it."""
+    a, b, _ = pair.frame.spacing_mm
+    # thick slices stay as they are: there is nothing between them to compare
+    grid = Grid.between(pair.low_mm, pair.high_mm, (max(voxel_mm, a), max(voxel_mm, b), voxel_mm))
+    b0, _ = resample(pair.b0, pair.frame, grid)
+    reference, inside = resample(pair.reference, pair.frame, grid)
+    reference_mask = head(reference * inside, grid, settings) & inside
+    return Scene(grid, reference, b0, reference_mask, head(b0, grid, settings), inside)
+
+
+def on_grid(mask: Tensor, source: Grid, target: Grid) -> Tensor:
+    """A mask on another grid of the same frame, nearest voxel; outside is False."""
+    picks, inside = [], []
+    for axis in range(3):
+        index = torch.round((target.coordinates(axis, mask.device) - source.first_mm[axis]) / source.spacing_mm[axis])
+        inside.append((index >= 0) & (index < source.shape[axis]))
+        picks.append(index.clamp(0, source.shape[axis] - 1).long())
+    a, b, p = picks
+    seen = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+    return mask[a[:, None, None], b[None, :, None], p[None, None, :]] & seen
+
+
+def head(image: Tensor, grid: Grid, settings: Clinical) -> Tensor:
+    return preprocess.head_mask(image, grid.spacing_mm, settings.mask_threshold, settings.mask_closing_mm)
+
+
+def descriptors(image: Tensor, mask: Tensor, grid: Grid, settings: Clinical) -> Tensor:
+    """MIND-SSC of the debiased logarithm, (12, A, B, P)."""
+    flat = preprocess.debiased_log(image, mask, grid.spacing_mm, settings.shading_mm, settings.log_offset)
+    return similarity.mind_ssc(flat, settings.mind_radius, settings.mind_dilation)
+
+
+def pooling(grid: Grid, pooled_mm: float) -> Shape:
+    a, b, p = (max(1, round(pooled_mm / s)) for s in grid.spacing_mm)
+    return a, b, p
+
+
+def shifted(image: Tensor, shift_mm: Tensor, spacing_mm: float) -> Tensor:
+    """image(…, p + shift) by linear interpolation along the last axis, edges repeated. (A, B, P)."""
+    size = image.shape[-1]
+    position = torch.arange(size, device=image.device, dtype=image.dtype) + shift_mm / spacing_mm
+    position = position.clamp(0, size - 1)
+    first = position.detach().floor().clamp(max=size - 2).long()
+    part = position - first
+    return image.gather(-1, first) * (1 - part) + image.gather(-1, first + 1) * part
+
+
+def fit_spline(
+    volume: cost.CostVolume,
+    start: Tensor | None,
+    spacings_mm: tuple[float, ...],
+    bending_weight: float,
+    settings: Clinical,
+    iterations: int,
+    landmarks: FrameLandmarks | None = None,
+    landmark_weight: float = 0.0,
+) -> tuple[Stage, float]:
+    """B-spline of shifts that minimises cost + λ·bending + landmarks + fold penalty, coarse to fine.
+
+    start: (A, B, P) mm on the cost volume's grid, or None for zero. Returns the stage, its differences
+    cut to the fold limit, and the energy.
+    """
+    dense = start
+    stage, energy = None, float("inf")
+    for spacing in spacings_mm:
+        lattice = Lattice.over(volume.grid, spacing)
+        matrices = spline.grid_matrices(lattice, volume.grid, device=str(volume.cost.device))
+        bending = spline.Bending(lattice, volume.cost.device)
+        if dense is None:
+            initial = torch.zeros(lattice.shape, device=volume.cost.device)
+        else:
+            initial = spline.unfold(
+                spline.fit(lattice, volume.grid, dense), lattice.spacing_mm[2], settings.least_jacobian
+            )
+        taps = spline.point_taps(lattice, landmarks.fixed_mm) if landmarks is not None else None
+
+        def objective(
+            c: Tensor, m: tuple[Tensor, Tensor, Tensor] = matrices, bend: spline.Bending = bending,
+            lat: Lattice = lattice, at: spline.PointTaps | None = taps,
+        ) -> Tensor:  # fmt: skip
+            value = volume.mean(spline.evaluate(c, m)) + bending_weight * bend(c)
+            value = value + settings.fold_weight * spline.fold_penalty(c, lat.spacing_mm[2], settings.least_jacobian)
+            if landmarks is not None and at is not None:
+                value = value + landmark_weight * landmarks.loss(spline.at_points(c, at), settings.landmark_huber_mm)
+            return value
+
+        coefficients, _ = minimise(objective, initial, iterations)
+        coefficients = spline.unfold(coefficients, lattice.spacing_mm[2], settings.least_jacobian)
+        with torch.no_grad():
+            energy = float(objective(coefficients))
+        stage = Stage(lattice, coefficients)
+        dense = spline.evaluate(coefficients, matrices)
+    assert stage is not None
+    return stage, energy
+
+
+def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, float]:
+    """L-BFGS with strong Wolfe line search from `start`; the minimiser and its value."""
+    parameter = start.detach().clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        [parameter], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe", tolerance_change=1e-7
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = objective(parameter)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(closure)
+    with torch.no_grad():
+        return parameter.detach(), float(objective(parameter))
+
+
+def costs(
+    view: Scene, moving: Tensor, moving_mask: Tensor, reach_mm: float, step_mm: float, aggregation_mm: float,
+    pooled_mm: float, settings: Clinical,
+) -> cost.CostVolume:  # fmt: skip
+    """Cost volume of the scene's reference against `moving`, weighted by the union of both heads."""
+    fixed = descriptors(view.reference, view.reference_mask, view.grid, settings)
+    weight = ((view.reference_mask | moving_mask) & view.seen).float()
+    return cost.along_phase_encode(
+        fixed, descriptors(moving, moving_mask, view.grid, settings), weight, view.grid,
+        reach_mm, step_mm, aggregation_mm, pooling(view.grid, pooled_mm),
+    )  # fmt: skip
+
+
+def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
+    """A very smooth field from a wide range of shifts, and the shift that 99 % of the head stays below, mm."""
+    view = scene(pair, settings.wide_voxel_mm, settings)
+    extent = view.grid.spacing_mm[2] * view.grid.shape[2]
+    reach = max(settings.reach_mm, min(settings.most_reach_mm, 0.3 * extent))
+    table = costs(
+        view, view.b0, view.b0_mask, reach, settings.wide_step_mm, 2 * settings.aggregation_mm,
+        2 * settings.pooled_mm, settings,
+    )  # fmt: skip
+    stage, _ = fit_spline(table, None, settings.wide_spacings_mm, settings.bending, settings, settings.iterations)
+    field = ShiftField((stage,))
+    shift = field.on(table.grid)[0][table.weight > 0.3].abs()
+    return field, float(torch.quantile(shift, 0.99)) if len(shift) else 0.0
+
+
+def coarse_search(
+    pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None
+) -> ShiftField:
+    """The best of the fits from zero and from the wide search, by the energy that both minimise."""
+    wide, found_mm = wide_search(pair, settings)
+    reach = min(max(settings.reach_mm, found_mm + 4.0), settings.most_reach_mm + 4.0)
+    view = scene(pair, settings.coarse_voxel_mm, settings)
+    table = costs(
+        view, view.b0, view.b0_mask, reach, settings.label_step_mm, settings.aggregation_mm, settings.pooled_mm,
+        settings,
+    )  # fmt: skip
+    fits = [
+        fit_spline(
+            table, start, settings.spacings_mm, settings.bending, settings, settings.iterations,
+            landmarks, settings.landmark_weight,
+        )
+        for start in (None, wide.on(table.grid)[0])
+    ]  # fmt: skip
+    stage, _ = min(fits, key=lambda fitted: fitted[1])
+    return ShiftField((stage,))
+
+
+def fine_search(
+    pair: Pair, coarse: ShiftField, settings: Clinical,
+    landmarks: FrameLandmarks | None,
+) -> list[Candidate]:  # fmt: skip
+    """Residuals of the coarse field on a fine grid, one candidate for each strength of bending."""
+    view = scene(pair, settings.fine_voxel_mm, settings)
+    shift, _ = coarse.on(view.grid)
+    warped = shifted(view.b0, shift, view.grid.spacing_mm[2])
+    warped_mask = shifted(view.b0_mask.float(), shift, view.grid.spacing_mm[2]) > 0.5
+    table = costs(
+        view, warped, warped_mask, settings.fine_reach_mm, settings.label_step_mm, settings.aggregation_mm,
+        2 * settings.fine_voxel_mm, settings,
+    )  # fmt: skip
+    residual = None if landmarks is None else landmarks_beyond(coarse, landmarks)
+    found = []
+    for bending in settings.fine_bending:
+        stage, _ = fit_spline(
+            table, None, (settings.fine_spacing_mm,), bending, settings, settings.fine_iterations,
+            residual, settings.landmark_weight_fine,
+        )  # fmt: skip
+        found.append(Candidate(f"fine at bending {bending:g}", coarse.then(stage)))
+    return found
+
+
+def landmarks_beyond(field: ShiftField, landmarks: FrameLandmarks) -> FrameLandmarks:
+    """The landmarks as a residual of `field` must see them: r with x + r = φ⁻¹(moving).
+
+    φ⁻¹ by fixed-point iteration along phase encode, which contracts where the slope is below one.
+    """
+    moving = landmarks.fixed_mm[:, 2] + landmarks.shift_mm
+    points = landmarks.fixed_mm.clone()
+    points[:, 2] = moving
+    for _ in range(12):
+        points[:, 2] = 0.5 * points[:, 2] + 0.5 * (moving - field.at(points))
+    return FrameLandmarks(landmarks.fixed_mm, points[:, 2] - landmarks.fixed_mm[:, 2], landmarks.weight)

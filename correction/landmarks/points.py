@@ -1,0 +1,61 @@
+"""Landmark pairs in patient space, and in the frame of an estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from correction.errors import ShapeError
+
+
+@dataclass(frozen=True, slots=True)
+class Landmarks:
+    """N pairs of the same anatomy.
+
+    fixed_mm: (N, 3) patient LPS in the undistorted reference. moving_mm: (N, 3) patient LPS where it
+    appears in the distorted b = 0, so that u(fixed) = moving − fixed. confidence: (N,) in [0, 1].
+    Raises ShapeError when the three do not fit together.
+    """
+
+    fixed_mm: npt.NDArray[np.float64]
+    moving_mm: npt.NDArray[np.float64]
+    confidence: npt.NDArray[np.float64]
+    matcher: str = "given"
+
+    def __post_init__(self) -> None:
+        fixed = np.asarray(self.fixed_mm, dtype=np.float64)
+        moving = np.asarray(self.moving_mm, dtype=np.float64)
+        confidence = np.asarray(self.confidence, dtype=np.float64)
+        if fixed.ndim != 2 or fixed.shape[1] != 3 or moving.shape != fixed.shape or confidence.shape != fixed.shape[:1]:
+            raise ShapeError(
+                "Landmarks need fixed_mm (N, 3), moving_mm (N, 3) and confidence (N,), not "
+                f"{fixed.shape}, {moving.shape}, {confidence.shape}"
+            )
+        object.__setattr__(self, "fixed_mm", fixed)
+        object.__setattr__(self, "moving_mm", moving)
+        object.__setattr__(self, "confidence", confidence)
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def keep(self, chosen: npt.NDArray[np.bool_]) -> Landmarks:
+        return Landmarks(self.fixed_mm[chosen], self.moving_mm[chosen], self.confidence[chosen], self.matcher)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLandmarks:
+    """Landmarks as shifts along phase encode, in frame mm: fixed_mm (N, 3), shift_mm (N,), weight (N,)."""
+
+    fixed_mm: Tensor
+    shift_mm: Tensor
+    weight: Tensor
+
+    def loss(self, field_mm: Tensor, huber_mm: float) -> Tensor:
+        """Weighted mean pseudo-Huber distance, mm² near zero and mm far away."""
+        residual = (field_mm - self.shift_mm) / huber_mm
+        cost = torch.sqrt(1.0 + residual**2) - 1.0
+        return (self.weight * cost).sum() / self.weight.sum().clamp(min=1e-12)

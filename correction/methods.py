@@ -1,0 +1,168 @@
+"""Named settings: `clinical`, the default, and `paper`, the published method to the letter.
+
+Every number of a method is a field here. `override("key=value")` changes one by name; what is unknown or
+of the wrong type is a SettingsError that says what would have been right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self, get_args, get_origin, get_type_hints
+
+from correction.errors import SettingsError
+
+
+class _Overridable:
+    """What both settings share: changing fields by name from text."""
+
+    def override(self, changes: Iterable[str]) -> Self:
+        """A copy with "key=value" texts applied; raises SettingsError for an unknown key or a bad value."""
+        hints = get_type_hints(type(self))
+        known = {field.name for field in fields(self) if field.init}  # type: ignore[arg-type]
+        values: dict[str, object] = {}
+        for change in changes:
+            key, equals, text = change.partition("=")
+            key = key.strip()
+            if not equals or key not in known:
+                raise SettingsError(
+                    f"Unknown setting {change!r}; write key=value with one of: {', '.join(sorted(known))}."
+                )
+            values[key] = _parse(key, text.strip(), hints[key])
+        return replace(self, **values)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True)
+class Clinical(_Overridable):
+    """Phase-encode-only search on a MIND cost volume, then a B-spline with bending energy.
+
+    Lengths are millimetres. Values are those of the team's measurements (docs/accuracy.md), not theory.
+    """
+
+    name: Literal["clinical"] = "clinical"
+
+    # images
+    mask_threshold: float = 0.12  # share of the smoothed 98th percentile
+    mask_closing_mm: float = 7.0
+    margin_mm: float = 14.0  # around the head along phase encode; other axes take a third
+    shading_mm: float = 25.0  # Gaussian of the local mean that is divided out
+    log_offset: float = 0.1
+
+    # descriptor and cost
+    coarse_voxel_mm: float = 2.0
+    mind_radius: int = 1
+    mind_dilation: int = 1
+    reach_mm: float = 12.0  # labels to either side; widened when the search finds more
+    most_reach_mm: float = 48.0
+    label_step_mm: float = 0.5
+    aggregation_mm: float = 3.0
+    pooled_mm: float = 4.0
+    wide_voxel_mm: float = 4.0  # grid of the first, wide search
+    wide_step_mm: float = 1.5
+    wide_spacings_mm: tuple[float, ...] = (60.0, 30.0)
+
+    # field
+    spacings_mm: tuple[float, ...] = (20.0, 12.0)
+    bending: float = 50.0
+    least_jacobian: float = 0.1
+    fold_weight: float = 10.0
+    iterations: int = 30
+
+    # fine pass
+    fine_voxel_mm: float = 1.75
+    fine_spacing_mm: float = 10.0
+    fine_bending: tuple[float, ...] = (30.0, 100.0, 300.0)
+    fine_reach_mm: float = 4.0
+    fine_iterations: int = 30
+
+    # landmarks
+    landmark_weight: float = 0.5
+    landmark_weight_fine: float = 0.3
+    landmark_huber_mm: float = 1.5
+
+    # choice among candidates: a field must beat "nothing" by this much
+    least_gain: float = 0.01
+    most_structure_ratio: float = 0.98
+    judge_voxel_mm: float = 2.0
+    synthesis_bins: int = 24
+    synthesis_mm: float = 20.0
+
+    # free 3-D, when the phase-encode axis is unknown
+    free_spacings_mm: tuple[float, ...] = (40.0, 20.0)
+    free_bending: float = 100.0
+    free_voxel_mm: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.least_jacobian < 1, "least_jacobian must lie between 0 and 1")
+        _require(self.label_step_mm > 0 and self.reach_mm >= 2 * self.label_step_mm, "reach_mm is too small")
+        _require(bool(self.spacings_mm) and bool(self.fine_bending), "spacings_mm and fine_bending need a value")
+        _require(min(self.coarse_voxel_mm, self.fine_voxel_mm, self.wide_voxel_mm) > 0.3, "voxel sizes below 0.3 mm")
+
+
+@dataclass(frozen=True, slots=True)
+class Paper(_Overridable):
+    """LMBS-INR as published: every default is the paper's, or says where it comes from."""
+
+    name: Literal["paper"] = "paper"
+
+    parameterisation: Literal["inr", "control_points"] = "inr"
+    spacing_voxels: float = 30.0  # of control points, voxels of the reference
+    layers: int = 5
+    hidden: int = 512
+    fourier_rows: int = 128  # not in the paper; the authors' program
+    fourier_sigma: float = 10.0  # not in the paper; the authors' program, positions in [−1, 1]
+    bins: int = 64  # not in the paper; the authors' program
+    samples: int = 0  # 0: every voxel, as the paper; else that many, drawn anew each iteration
+    landmark_weight: float = 2.0  # λ, in half extents of the reference grid (the unit in which 2 balances)
+    bending: float = 0.0  # the paper has no regulariser
+    learning_rate: float = 1e-4
+    iterations: int = 150
+    phase_encode_only: bool = False  # the paper's field is free in three dimensions
+
+    def __post_init__(self) -> None:
+        _require(self.spacing_voxels >= 1, "spacing_voxels must be at least 1")
+        _require(self.layers >= 2 and self.hidden >= 1 and self.fourier_rows >= 1, "the network needs layers")
+        _require(self.bins >= 8, "bins must be at least 8")
+        _require(self.samples >= 0 and self.iterations >= 0, "samples and iterations cannot be negative")
+
+
+Settings = Clinical | Paper
+
+
+def clinical() -> Clinical:
+    """The default method."""
+    return Clinical()
+
+
+def paper() -> Paper:
+    """Landmark matching and B-spline implicit neural representations, as published."""
+    return Paper()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SettingsError(f"Unusable settings: {message}.")
+
+
+def _parse(key: str, text: str, hint: object) -> object:
+    """`text` as the type of a field: number, truth, choice or comma-separated numbers."""
+    try:
+        if get_origin(hint) is Literal:
+            if text not in get_args(hint):
+                raise ValueError
+            return text
+        if get_origin(hint) is tuple:
+            return tuple(float(part) for part in text.split(",") if part)
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return int(text) if hint is int else float(text)
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"Setting {key}: {text!r} is not {_expected(hint)}.") from error
+
+
+def _expected(hint: object) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of numbers, like 20,12"
+    return {bool: "true or false", int: "a whole number"}.get(hint, "a number")  # type: ignore[call-overload, no-any-return]

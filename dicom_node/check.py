@@ -1,0 +1,99 @@
+"""`dicom-node check`: is everything here that the node needs? A list of ticks and crosses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from correction.errors import SettingsError
+from dicom_node.config import Settings, remarks
+from dicom_node.ledger import Ledger, path_below
+from dicom_node.node import peers, recipe
+from dicom_node.scu import echo
+from dicom_node.spool import Spool, SpoolError
+
+
+class Mark(StrEnum):
+    """How a check came out; REMARK is allowed but should be known."""
+
+    TICK = "ok"
+    CROSS = "failed"
+    REMARK = "remark"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line. `peer`: it is about another machine, not this one."""
+
+    what: str
+    mark: Mark
+    text: str
+    peer: bool = False
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Every check, as soon as it is made; those of destinations may take seconds."""
+    yield Check("configuration", Mark.TICK, f"AE title {settings.node.ae_title}, port {settings.node.port}")
+    for text in remarks(settings):
+        yield Check("configuration", Mark.REMARK, text)
+    yield _disk(settings)
+    yield _ledger(settings)
+    yield _engine(settings)
+    yield _device(settings)
+    for name, peer in peers(settings).items():
+        answer = echo(peer)
+        if answer.problem is None:
+            yield Check(
+                f"destination {name}", Mark.TICK, f"{peer} answered in {answer.seconds:.2f} s", peer=True
+            )
+        else:
+            yield Check(f"destination {name}", Mark.CROSS, answer.problem.text, peer=True)
+
+
+def _disk(settings: Settings) -> Check:
+    needed = settings.storage.min_free_bytes
+    try:
+        spool = Spool(settings.storage.root, needed)
+        free = spool.free_bytes()
+    except SpoolError as error:
+        return Check("disk", Mark.CROSS, f"{error}; give this user the folder or change storage.root")
+    text = f"{free / 2**30:.1f} GiB free below {settings.storage.root}"
+    if not spool.has_room():
+        wanted = f"storage.min_free_bytes asks for {needed / 2**30:.1f} GiB"
+        return Check("disk", Mark.CROSS, f"{text}; {wanted}, so new images are refused: free some space")
+    return Check("disk", Mark.TICK, text)
+
+
+def _ledger(settings: Settings) -> Check:
+    path = path_below(settings.storage.root)
+    if not path.exists():
+        return Check("ledger", Mark.TICK, "will be made at the first start")
+    ledger = Ledger(path)
+    counts = ledger.count_jobs()
+    ledger.close()
+    told = ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no job yet"
+    return Check("ledger", Mark.TICK, told)
+
+
+def _engine(settings: Settings) -> Check:
+    try:
+        recipe(settings).settings()
+    except SettingsError as error:
+        return Check("correction", Mark.CROSS, f"{error} Mend correction.settings.")
+    return Check("correction", Mark.TICK, f"method {settings.correction.method}")
+
+
+def _device(settings: Settings) -> Check:
+    wanted = recipe(settings).resolved_device()
+    if wanted == "cpu":
+        return Check(
+            "device", Mark.TICK, f"cpu, {torch.get_num_threads()} threads; a GPU is quicker, not better"
+        )
+    if not torch.cuda.is_available():
+        return Check(
+            "device", Mark.CROSS, f"{wanted} is asked for, but torch {torch.__version__} sees no GPU"
+        )
+    return Check("device", Mark.TICK, f"{wanted}: {torch.cuda.get_device_name(wanted)}")

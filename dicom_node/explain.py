@@ -1,0 +1,298 @@
+"""What the node would make of a folder: each series with its class and reason, each DWI with its reference.
+
+The same `summarise` and `decide_study` as in the daemon decide; here they are only told. No patient data:
+series are called by number and description.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
+
+from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
+from rules.classify import SeriesClass, clause
+from rules.facts import SeriesFacts
+from rules.pair import Candidate, Filter, NoPairing, Pairing, PairingPolicy
+from rules.rank import RANKING
+from rules.reasons import Reason
+from rules.study import Outcome, StudyDecision, decide_study
+
+Progress = Callable[[int, int], None]  # files read, files in all
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableFile:
+    """A file between the images that is none."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The instances of some folders by SeriesInstanceUID, each SOP instance once."""
+
+    series: dict[str, list[InstanceFacts]]
+    unreadable: tuple[UnreadableFile, ...]
+    copies: int  # files that repeat a SOPInstanceUID
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedCandidate:
+    """A series that might have been the reference. `rank` by the names of the ranking, smaller is better."""
+
+    series_uid: str
+    series_number: int | None
+    description: str
+    chosen: bool
+    accepted: bool
+    why: str
+    filter_code: str
+    rank: dict[str, float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedSeries:
+    """One series: what it is, and for a diffusion series what becomes of it.
+
+    action: `correct`, `skip` (with reason_code and reason_text), or `none` for what triggers nothing.
+    """
+
+    series_uid: str
+    study_uid: str
+    series_number: int | None
+    description: str
+    instances: int
+    images: str  # matrix, slices and voxel size, for people
+    b_values: tuple[tuple[float | None, int], ...]  # s/mm² and how many volumes have it
+    phase_encoding: str  # BIDS, rows as dcm2niix writes them
+    series_class: str
+    contrast: str
+    because: str
+    decided_by: str
+    action: str
+    reason_code: str
+    reason_text: str
+    reference_uid: str
+    candidates: tuple[ExplainedCandidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A folder explained; plain values throughout, so `dataclasses.asdict` makes it JSON."""
+
+    series: tuple[ExplainedSeries, ...]
+    unreadable: tuple[UnreadableFile, ...]
+    copies: int
+
+
+def explain(
+    paths: Sequence[Path], policy: PairingPolicy | None = None, progress: Progress | None = None
+) -> Explanation:
+    """Read every file below `paths` and tell what the node would do with it."""
+    reading = read_series(files_below(paths), progress)
+    facts = [summarise(instances) for instances in reading.series.values()]
+    decision = decide_study(facts, policy)
+    told = [_explained(one, decision) for one in sorted(facts, key=_by_number)]
+    return Explanation(tuple(told), reading.unreadable, reading.copies)
+
+
+def files_below(paths: Iterable[Path]) -> list[Path]:
+    """The files among `paths` and below them, in a fixed order; hidden ones are left out."""
+    found: set[Path] = set()
+    for path in paths:
+        found.update(
+            p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)
+        )
+        found.add(path)
+    return sorted(p for p in found if p.is_file())
+
+
+def read_series(files: Sequence[Path], progress: Progress | None = None) -> Reading:
+    """Read the header of each file once; of files with one SOPInstanceUID the first counts."""
+    series: dict[str, list[InstanceFacts]] = {}
+    unreadable = []
+    seen: set[str] = set()
+    copies = 0
+    for done, path in enumerate(files, start=1):
+        try:
+            instance = read_instance(path)
+        except Unreadable as problem:
+            unreadable.append(UnreadableFile(str(path), str(problem)))
+        else:
+            if instance.sop_instance_uid in seen:
+                copies += 1
+            else:
+                seen.add(instance.sop_instance_uid)
+                series.setdefault(instance.series_uid, []).append(instance)
+        if progress is not None:
+            progress(done, len(files))
+    return Reading(series, tuple(unreadable), copies)
+
+
+def _by_number(facts: SeriesFacts) -> tuple[str, int, str]:
+    return facts.study_uid, facts.series_number or 0, facts.series_uid
+
+
+def _explained(facts: SeriesFacts, decision: StudyDecision) -> ExplainedSeries:
+    found = decision.classifications[facts.series_uid]
+    outcome = decision.outcomes.get(facts.series_uid)
+    stopped = _reason(outcome)
+    candidates = outcome.candidates if isinstance(outcome, Pairing | NoPairing) else ()
+    reference_uid = outcome.reference.series_uid if isinstance(outcome, Pairing) else ""
+    counted = Counter(facts.b_values)
+    return ExplainedSeries(
+        series_uid=facts.series_uid,
+        study_uid=facts.study_uid,
+        series_number=facts.series_number,
+        description=facts.description,
+        instances=facts.instances,
+        images=_images(facts),
+        b_values=tuple(sorted(counted.items(), key=lambda item: (item[0] is None, item[0] or 0.0))),
+        phase_encoding=_phase_encoding(facts),
+        series_class=found.series_class,
+        contrast=found.contrast or "",
+        because=found.reason,
+        decided_by=found.decided_by,
+        action="none" if outcome is None else "correct" if reference_uid else "skip",
+        reason_code=stopped.code if stopped else "",
+        reason_text=stopped.text if stopped else "",
+        reference_uid=reference_uid,
+        candidates=tuple(_candidate(c, c.series_uid == reference_uid) for c in candidates),
+    )
+
+
+def _reason(outcome: Outcome | None) -> Reason | None:
+    if isinstance(outcome, NoPairing):
+        return outcome.reason
+    return outcome if isinstance(outcome, Reason) else None
+
+
+def _candidate(candidate: Candidate, chosen: bool) -> ExplainedCandidate:
+    return ExplainedCandidate(
+        candidate.series_uid,
+        candidate.series_number,
+        candidate.description,
+        chosen,
+        candidate.accepted,
+        candidate.why,
+        candidate.filter_code,
+        {key.name: value for key, value in zip(RANKING, candidate.rank, strict=False)},
+    )
+
+
+def _images(facts: SeriesFacts) -> str:
+    if not facts.rows:
+        return "no image"
+    parts = [f"{facts.columns} × {facts.rows}"]
+    if facts.slices:
+        parts.append(f"{facts.slices} slice" + ("" if facts.slices == 1 else "s"))
+    if facts.voxel_mm:
+        parts.append(" × ".join(f"{length:.3g}" for length in facts.voxel_mm) + " mm")
+    return ", ".join(parts)
+
+
+def _phase_encoding(facts: SeriesFacts) -> str:
+    encoding = facts.phase_encoding
+    if encoding is None:
+        return ""
+    return encoding.bids if encoding.increasing is not None else f"{encoding.bids}, polarity unknown"
+
+
+# --- words for a person -----------------------------------------------------------------------------------
+
+_KINDS = {
+    SeriesClass.DWI: "diffusion",
+    SeriesClass.TRACE_DWI: "trace-weighted diffusion",
+    SeriesClass.BY_PRODUCT: "by-product of a diffusion series",
+    SeriesClass.COMPUTED_DWI: "computed diffusion image",
+    SeriesClass.DWI_NON_EPI: "diffusion without EPI",
+    SeriesClass.B0_ONLY: "EPI without diffusion weighting",
+    SeriesClass.DERIVED_MAP: "made by the scanner",
+    SeriesClass.ANATOMICAL: "anatomical",
+    SeriesClass.FIELD_MAP: "field map",
+    SeriesClass.LOCALIZER: "localizer",
+    SeriesClass.EPI_OTHER: "EPI, but not diffusion",
+    SeriesClass.SCREENSAVE: "picture",
+    SeriesClass.OWN_OUTPUT: "corrected by this node before",
+    SeriesClass.OTHER: "something else",
+}
+
+
+def render(explanation: Explanation) -> Group:
+    """The explanation as text for a terminal; printed to a plain file it is plain text."""
+    return Group(*_lines(explanation))
+
+
+def _lines(explanation: Explanation) -> Iterator[Padding]:
+    studies = list(dict.fromkeys(series.study_uid for series in explanation.series))
+    for number, study in enumerate(studies, start=1):
+        members = [series for series in explanation.series if series.study_uid == study]
+        yield _line(f"Study {number} of {len(studies)}: {len(members)} series", 0, "bold", above=1)
+        yield from _part("Will be corrected", members, "correct")
+        yield from _part("Diffusion series that will not be corrected", members, "skip")
+        yield from _part("Everything else", members, "none")
+    if not studies:
+        yield _line("No DICOM series here.", 0, "bold", above=1)
+    if explanation.copies:
+        yield _line(f"{explanation.copies} files are copies of images read before.", 0, above=1)
+    if explanation.unreadable:
+        yield _line("Files that were left out", 0, "bold", above=1)
+        for file in explanation.unreadable:
+            yield _line(file.why, 2)
+
+
+def _part(title: str, members: Sequence[ExplainedSeries], action: str) -> Iterator[Padding]:
+    wanted = [series for series in members if series.action == action]
+    if wanted:
+        yield _line(title, 2, "bold", above=1)
+    for series in wanted:
+        yield from _series_lines(series)
+
+
+def _series_lines(series: ExplainedSeries) -> Iterator[Padding]:
+    kind = series.contrast if series.series_class == SeriesClass.ANATOMICAL else ""
+    yield _line(f"{_name(series)}: {_KINDS[SeriesClass(series.series_class)]}{' ' + kind if kind else ''}", 4)
+    if series.action == "none":
+        yield _line(_sentence(series.because), 8, "dim")
+        return
+    yield _line(f"{_content(series)}. {_sentence(series.because)}", 8, "dim")
+    if series.reason_text:
+        yield _line(f"Not corrected: {_sentence(clause(series.reason_text), capital=False)}", 8, "yellow")
+    aside = 0
+    for candidate in series.candidates:
+        if candidate.chosen:
+            yield _line(f"Reference is {_name(candidate, 'series')}, {candidate.why}.", 8, "green")
+        elif candidate.filter_code == Filter.NOT_ANATOMICAL:
+            aside += 1
+        else:
+            yield _line(f"Not {_name(candidate, 'series')}: {candidate.why}.", 8)
+    if aside:
+        yield _line(f"Other series that are not anatomical: {aside}.", 8, "dim")
+
+
+def _content(series: ExplainedSeries) -> str:
+    parts = [series.images[:1].upper() + series.images[1:]]
+    if series.b_values:
+        parts.append("b " + ", ".join(f"{'?' if b is None else f'{b:g}'} ({n})" for b, n in series.b_values))
+    parts.append(f"phase encoding {series.phase_encoding or 'not in the header'}")
+    return "; ".join(parts)
+
+
+def _name(series: ExplainedSeries | ExplainedCandidate, noun: str = "Series") -> str:
+    number = "without number" if series.series_number is None else str(series.series_number)
+    return f"{noun} {number}" + (f" '{series.description}'" if series.description else "")
+
+
+def _sentence(text: str, *, capital: bool = True) -> str:
+    return (text[:1].upper() + text[1:] if capital else text) + ("" if text.endswith(".") else ".")
+
+
+def _line(text: str, indent: int, style: str = "", above: int = 0) -> Padding:
+    return Padding(Text(text, style), (above, 0, 0, indent), expand=False)

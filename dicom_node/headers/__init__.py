@@ -1,0 +1,24 @@
+"""DICOM headers → typed facts: the only place that reads attributes to decide something."""
+
+from __future__ import annotations
+
+from dicom_node.headers.arrange import arrange
+from dicom_node.headers.folder import files_below
+from dicom_node.headers.instance import Arrangement, FrameFacts, InstanceFacts, VolumeFacts
+from dicom_node.headers.problems import GeometryProblem, HeaderError, Unreadable
+from dicom_node.headers.read import read_instance
+from dicom_node.headers.series import summarise
+
+__all__ = [
+    "Arrangement",
+    "FrameFacts",
+    "GeometryProblem",
+    "HeaderError",
+    "InstanceFacts",
+    "Unreadable",
+    "VolumeFacts",
+    "arrange",
+    "files_below",
+    "read_instance",
+    "summarise",
+]

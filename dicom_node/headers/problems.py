@@ -1,0 +1,18 @@
+"""What can be wrong with the files of a series.
+
+HeaderError
+├── Unreadable        a file that is no DICOM, is damaged, or whose pixels cannot be decoded
+└── GeometryProblem   images that do not form volumes: missing slices, several orientations, no positions
+"""
+
+
+class HeaderError(Exception):
+    """The message is one sentence for a person; it names files and series, never a patient."""
+
+
+class Unreadable(HeaderError):
+    """A file that is no DICOM, is damaged, or whose pixels cannot be decoded."""
+
+
+class GeometryProblem(HeaderError):
+    """Images of one series that cannot be stacked into volumes."""

@@ -1,0 +1,171 @@
+"""Siemens: V (VB to VE, CSA headers, mosaics) and XA (private group 0021), DICOM.md §3.2 and §3.3."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+
+with warnings.catch_warnings():  # nibabel calls its DICOM readers experimental; only the CSA parser is used
+    warnings.simplefilter("ignore")
+    from nibabel.nicom import csareader
+
+from dicom_node.headers import tags
+from dicom_node.headers.elements import Header
+from dicom_node.headers.problems import GeometryProblem
+from dicom_node.headers.public import Diffusion, Plane, PublicReader, Readout, Tiling, settle, three
+from dicom_node.headers.space import combine, dot, unit
+from rules.facts import Directionality, Vec3
+
+MR = "SIEMENS MR HEADER"
+CSA = "SIEMENS CSA HEADER"
+XA_IMAGE = "SIEMENS MR SDI 02"
+
+_B_IN_NAME = re.compile(r"\*?[a-z]+_b(\d+)(?:#\d+|t)?")
+_EPI_SEQUENCES = ("ep2d", "ep_b", "epse", "epfid", "re_b")
+
+
+class SiemensReader(PublicReader):
+    """Both lines in one reader: a PACS may have stripped either's elements."""
+
+    def diffusion(self, header: Header, plane: Plane | None) -> Diffusion:
+        public = super().diffusion(header, plane)
+        b_value, source = public.b_value, public.source
+        if not b_value:  # public wins unless it is missing, or 0 where the private one is not
+            for found, origin in (
+                (header.private_number(0x0019, MR, 0x0C, "IS"), "Siemens (0019,100C)"),
+                (_first(_csa_numbers(header, "B_value")), "Siemens CSA B_value"),
+                (_b_of_name(header.text(tags.SEQUENCE_NAME)), "SequenceName (0018,0024)"),
+            ):
+                if found or (found is not None and b_value is None):
+                    b_value, source = found, origin
+                    break
+        return settle(
+            b_value=b_value,
+            vector=three(header.numbers(tags.DIFFUSION_GRADIENT_ORIENTATION))
+            or three(header.private_numbers(0x0019, MR, 0x0E, "FD"))
+            or three(_csa_numbers(header, "DiffusionGradientDirection")),
+            named=self._directionality(header),
+            source=source,
+        )
+
+    def _directionality(self, header: Header) -> str:
+        if "TRACEW" in header.tokens(
+            tags.IMAGE_TYPE
+        ):  # some releases copy one direction into the trace image
+            return Directionality.ISOTROPIC.value
+        return header.text(tags.DIFFUSION_DIRECTIONALITY) or header.private_text(0x0019, MR, 0x0D)
+
+    def polarity(self, header: Header) -> tuple[bool | None, str]:
+        positive = header.private_number(0x0021, XA_IMAGE, 0x1C, "IS")
+        source = "Siemens XA (0021,111C)"
+        if positive is None:
+            positive = _first(_csa_numbers(header, "PhaseEncodingDirectionPositive"))
+            source = "Siemens CSA PhaseEncodingDirectionPositive"
+        return (None, "") if positive is None else (positive == 1, source)
+
+    def readout(self, header: Header, lines: int) -> Readout | None:
+        hertz = (
+            header.private_number(0x0021, XA_IMAGE, 0x53, "FD")
+            or header.private_number(0x0019, MR, 0x28, "FD")
+            or _first(_csa_numbers(header, "BandwidthPerPixelPhaseEncode"))
+        )
+        return Readout((lines - 1) / (hertz * lines)) if hertz and lines > 1 else None
+
+    def echo_planar(self, header: Header) -> bool | None:
+        name = self.sequence_name(header).lower()
+        if any(part in name for part in _EPI_SEQUENCES):
+            return True
+        return super().echo_planar(header)
+
+    def extra_image_type(self, header: Header) -> tuple[str, ...]:
+        return tuple(token.upper() for token in header.private_texts(0x0021, XA_IMAGE, 0x75))
+
+    def prescan_normalised(self, header: Header, image_type: tuple[str, ...]) -> bool | None:
+        return "NORM" in image_type if image_type else None
+
+    def tiling(self, header: Header, image_type: tuple[str, ...], plane: Plane | None) -> Tiling | None:
+        count = int(header.private_number(0x0019, MR, 0x0A, "US") or 0)
+        if "MOSAIC" not in image_type and count < 2:
+            return None
+        count = count or int(_first(_csa_numbers(header, "NumberOfImagesInMosaic")) or 0)
+        if not count:
+            raise GeometryProblem(
+                "The mosaic does not say how many slices it holds: its CSA header and (0019,100A) were "
+                "removed, as de-identification does; send the original images."
+            )
+        origin = three(header.numbers(tags.IMAGE_POSITION_PATIENT))
+        spacing = header.numbers(tags.PIXEL_SPACING)
+        step_mm = header.number(tags.SPACING_BETWEEN_SLICES)
+        if plane is None or origin is None or len(spacing) != 2 or not step_mm:
+            raise GeometryProblem("The mosaic has no position, orientation, pixel spacing or slice distance.")
+        rows, columns = header.integer(tags.ROWS) or 0, header.integer(tags.COLUMNS) or 0
+        across = math.ceil(math.sqrt(count))
+        if rows % across or columns % across:
+            raise GeometryProblem(
+                f"A mosaic of {columns} × {rows} cannot hold {across} × {across} equal tiles."
+            )
+        # (0020,0032) is the corner of a single slice as large as the whole mosaic, DICOM.md §3.3
+        first = combine(
+            (1.0, origin),
+            (spacing[1] * (columns - columns // across) / 2, plane.row),
+            (spacing[0] * (rows - rows // across) / 2, plane.column),
+        )
+        normal = self._slice_normal(header, plane)
+        positions = tuple(combine((1.0, first), (k * abs(step_mm), normal)) for k in range(count))
+        return Tiling(rows // across, columns // across, across, positions)
+
+    def _slice_normal(self, header: Header, plane: Plane) -> Vec3:
+        """The direction in which tiles are stacked: along row × column, or against it."""
+        written = three(_csa_numbers(header, "SliceNormalVector"))
+        normal = None if written is None else unit(written)
+        if normal is not None and abs(dot(normal, plane.normal)) > 0.99:
+            sign = 1.0 if dot(normal, plane.normal) > 0 else -1.0
+            return combine((sign, plane.normal))
+        if abs(plane.normal[2]) > 0.7:  # transverse slices are stacked along row × column
+            return plane.normal
+        raise GeometryProblem(
+            "The mosaic does not say in which order its slices lie: its CSA header was removed; "
+            "send the original images."
+        )
+
+
+def _b_of_name(sequence: str) -> float | None:
+    """The b-value in names like `*ep_b1000#12` and `ep_b50t`: all that is left without private elements."""
+    named = _B_IN_NAME.fullmatch(sequence.strip().lower())
+    return float(named.group(1)) if named else None
+
+
+def _first(values: tuple[float, ...]) -> float | None:
+    return values[0] if values else None
+
+
+def _csa_numbers(header: Header, name: str) -> tuple[float, ...]:
+    data = header.private_bytes(0x0029, CSA, 0x10)
+    return _read_csa(data).get(name, ()) if data else ()
+
+
+@lru_cache(maxsize=8)
+def _read_csa(data: bytes) -> Mapping[str, tuple[float, ...]]:
+    """The numeric fields of a CSA image header; empty when it is damaged."""
+    try:
+        fields = csareader.read(data)["tags"]
+    except (csareader.CSAError, struct.error, ValueError, KeyError, IndexError, UnicodeError):
+        return {}
+    wanted = (
+        "B_value",
+        "DiffusionGradientDirection",
+        "PhaseEncodingDirectionPositive",
+        "BandwidthPerPixelPhaseEncode",
+        "NumberOfImagesInMosaic",
+        "SliceNormalVector",
+    )
+    numbers = {}
+    for name in wanted:
+        items = fields.get(name, {}).get("items", [])
+        if items and all(isinstance(item, int | float) for item in items):
+            numbers[name] = tuple(float(item) for item in items)
+    return numbers

@@ -1,0 +1,451 @@
+"""The storage and verification SCP: instances from the network into the spool and the ledger.
+
+An instance is answered with Success only when its file and its ledger row are durable. The handler
+checks, writes the bytes as they came, records and answers; it never decodes pixels and never parses more
+than the four UIDs it needs. PS3.4 Annex B; the statuses are in `statuses`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import signal
+import sqlite3
+import threading
+import time
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from io import BytesIO
+from multiprocessing import connection as pipes
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom import AE, evt
+from pynetdicom.events import Event
+from pynetdicom.sop_class import Verification
+
+from dicom_node.ledger import Ledger
+from dicom_node.received import (
+    UNCOMPRESSED,
+    Identity,
+    Unidentifiable,
+    file_header,
+    read_identity,
+    supported_storage_classes,
+    supported_transfer_syntaxes,
+)
+from dicom_node.records import InstanceRecord
+from dicom_node.sockets import GuardedServer, TlsSettings, server_context, tune
+from dicom_node.spool import Occupied, Spool, SpoolError
+from dicom_node.statuses import Answer
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_acceptable, normalise
+
+# not by way of dicom_node.log: it imports the settings, and these the engine with 300 MB of torch
+_log = structlog.get_logger(__name__)
+
+TICK_S = 0.2  # how soon the listener notices that it shall stop, or that an association was lost
+
+_COMMENTS = {  # ErrorComment (0000,0902): at most 64 characters, no patient data
+    Answer.PROCESSING_FAILURE: "unexpected error in the node; please send again",
+    Answer.INVALID_SOP_INSTANCE: "Affected SOP Instance UID is missing or not a UID",
+    Answer.OUT_OF_RESOURCES: "no room to store safely at present; please send again later",
+    Answer.MISMATCH: "SOP class or instance of data set and command differ",
+    Answer.CANNOT_UNDERSTAND: "SOP, Study or Series Instance UID missing or unreadable",
+}
+
+
+# -------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who may send: an AE title, and the address or network (CIDR) it calls from; empty means any."""
+
+    ae_title: str
+    address: str = ""
+
+    def admits(self, ae_title: str, address: str) -> bool:
+        """Whether this entry allows that caller."""
+        if self.ae_title and self.ae_title.strip() != ae_title.strip():
+            return False
+        if not self.address:
+            return True
+        own = ipaddress.ip_address(address)
+        mapped = getattr(own, "ipv4_mapped", None)  # ::ffff:192.0.2.1 on a dual-stack socket
+        return bool((mapped or own) in ipaddress.ip_network(self.address, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """Everything a listener needs; small and picklable, because the listener is its own process."""
+
+    ae_title: str
+    root: Path
+    ledger_path: Path
+    bind: str = "0.0.0.0"
+    port: int = 11112
+    max_associations: int = 50
+    max_pdu: int = 131072
+    accept_from: tuple[Caller, ...] = ()
+    min_free_bytes: int = 20 * 1024**3
+    tls: TlsSettings | None = None
+    acse_timeout_s: float = 30.0
+    dimse_timeout_s: float = 120.0
+    network_timeout_s: float = 600.0  # consoles keep an association open between reconstructions
+    stall_timeout_s: float = 60.0
+    max_instance_bytes: int = 2 * 1024**3
+
+
+# -------------------------------------------------------------------- the listener
+
+
+class Refusal(Enum):
+    """Why an association is rejected: (result, source, reason) of A-ASSOCIATE-RJ, PS3.8 table 9-21."""
+
+    CALLED_AE = (0x01, 0x01, 0x07)
+    CALLING_AE = (0x01, 0x01, 0x03)
+    TOO_MANY = (0x02, 0x03, 0x02)
+    NO_REASON = (0x02, 0x02, 0x01)
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One association, while it lasts."""
+
+    calling_ae: str
+    address: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    recorded: bool = False  # in the ledger: from its first instance on, so that echoes leave no rows
+    answers: Counter[str] = field(default_factory=Counter)
+
+
+class Listener:
+    """The SCP. `start` returns when it listens; `stop` aborts what is open and returns when it is gone."""
+
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        spool: Spool,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for caller in settings.accept_from:
+            if caller.address:
+                ipaddress.ip_network(caller.address, strict=False)
+        self._settings = settings
+        self._spool = spool
+        self._ledger = ledger
+        self._clock = clock
+        self._visits: dict[Any, _Visit] = {}
+        self._visits_lock = threading.Lock()
+        self._uid_locks = tuple(threading.Lock() for _ in range(64))
+        self._server: GuardedServer | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on: the one of the settings, or the one chosen when that was 0."""
+        if self._server is None:
+            raise RuntimeError("the listener is not started")
+        return int(self._server.server_address[1])
+
+    @property
+    def running(self) -> bool:
+        """Whether it accepts connections."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Bind and listen; raises OSError when the address is taken, ValueError for bad TLS settings."""
+        settings = self._settings
+        tls = server_context(settings.tls) if settings.tls else None
+        self._spool.sweep_incoming()
+        self._ledger.close_orphaned_associations()
+        entity = self._application_entity()
+        server = entity.make_server(
+            (settings.bind, settings.port),
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, tune, [settings.stall_timeout_s]),
+                (evt.EVT_REQUESTED, self._admit),
+                (evt.EVT_PDU_RECV, self._limit_size),
+                (evt.EVT_DIMSE_RECV, _mark_missing_uid),
+                (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_RELEASED, self._on_end, [False]),
+                (evt.EVT_ABORTED, self._on_end, [True]),
+            ],
+            server_class=GuardedServer,
+        )
+        entity._servers.append(server)  # as AE.start_server does; shutdown() removes it again
+        server.tls = tls
+        server.first_bytes_timeout_s = settings.acse_timeout_s
+        server.max_associations = settings.max_associations
+        server.each_tick = self._bury_lost_associations
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.serve_forever, args=(TICK_S,), name="listener", daemon=True
+        )
+        self._thread.start()
+        _log.info("listening", ae_title=settings.ae_title, port=self.port, tls=tls is not None)
+
+    def stop(self) -> None:
+        """Stop accepting, abort the open associations (their peers will send again), close the port."""
+        server, thread = self._server, self._thread
+        if server is None or thread is None:
+            return
+        server.shutdown()
+        thread.join()
+        for association in server.active_associations:
+            association.abort()
+        self._bury_lost_associations(lost_only=False)
+        self._server = self._thread = None
+
+    def _application_entity(self) -> AE:
+        settings = self._settings
+        entity = AE(ae_title=settings.ae_title)
+        entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        entity.maximum_pdu_size = settings.max_pdu
+        entity.acse_timeout = settings.acse_timeout_s
+        entity.dimse_timeout = settings.dimse_timeout_s
+        entity.network_timeout = settings.network_timeout_s
+        # _admit counts: pynetdicom would count connections that never became an association
+        entity.maximum_associations = 1_000_000
+        syntaxes = list(supported_transfer_syntaxes())
+        for uid in supported_storage_classes():
+            entity.add_supported_context(uid, syntaxes)
+        entity.add_supported_context(Verification, list(UNCOMPRESSED[:2]))
+        return entity
+
+    # ---------------------------------------------------------------- associations
+
+    def _admit(self, event: Event) -> None:
+        """Reject whoever may not associate (PS3.8 table 9-21), whatever goes wrong here included."""
+        association = event.assoc
+        try:
+            request = association.requestor.primitive
+            calling, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
+            address = association.requestor.address_info.address
+            refusal = self._refusal(association, calling, called, address)
+        except Exception:
+            _log.exception("association could not be judged")
+            _reject(association, Refusal.NO_REASON.value)
+            return
+        if refusal is None:
+            with self._visits_lock:
+                self._visits[association] = _Visit(calling, address)
+            return
+        _log.warning(
+            "association rejected", reason=refusal.name, calling_ae=calling, called_ae=called, address=address
+        )
+        _reject(association, refusal.value)
+
+    def _refusal(self, association: Any, calling: str, called: str, address: str) -> Refusal | None:
+        settings = self._settings
+        if called != settings.ae_title.strip():
+            return Refusal.CALLED_AE
+        if settings.accept_from and not any(c.admits(calling, address) for c in settings.accept_from):
+            return Refusal.CALLING_AE
+        with self._visits_lock:
+            return Refusal.TOO_MANY if len(self._visits) >= settings.max_associations else None
+
+    def _on_end(self, event: Event, aborted: bool) -> None:
+        self._end(event.assoc, aborted)
+
+    def _end(self, association: Any, aborted: bool) -> None:
+        with self._visits_lock:
+            visit = self._visits.pop(association, None)
+        if visit is None:
+            return
+        if visit.recorded:
+            try:
+                self._ledger.association_closed(visit.id, aborted)
+            except sqlite3.Error:
+                _log.exception("association end not recorded", association=visit.id)
+        if visit.answers:
+            _log.info(
+                "association ended",
+                calling_ae=visit.calling_ae,
+                address=visit.address,
+                aborted=aborted,
+                answers=" ".join(f"{answer}={count}" for answer, count in sorted(visit.answers.items())),
+            )
+
+    def _bury_lost_associations(self, lost_only: bool = True) -> None:
+        """End the visits whose threads died without an event: connection lost, timeout, rejection."""
+        with self._visits_lock:
+            ended = [a for a in self._visits if not lost_only or (a.ident is not None and not a.is_alive())]
+        for association in ended:
+            self._end(association, aborted=True)
+
+    def _limit_size(self, event: Event) -> None:
+        """A data set that never ends must not fill the memory."""
+        message = event.assoc.dimse.message
+        data = getattr(message, "data_set", None)
+        if data is not None and data.tell() > self._settings.max_instance_bytes:
+            _log.warning("association aborted: an instance is too large", bytes=data.tell())
+            message.data_set = BytesIO()
+            event.assoc.abort()
+
+    # ---------------------------------------------------------------- C-STORE
+
+    def _on_store(self, event: Event) -> Dataset:
+        with self._visits_lock:
+            visit = self._visits.get(event.assoc)
+        try:
+            answer = self._store(event, visit or _Visit("", ""))
+        except Exception:
+            _log.exception("storing failed")
+            answer = Answer.PROCESSING_FAILURE
+        if visit is not None:
+            visit.answers[answer.name.lower()] += 1
+        status = Dataset()
+        status.Status = int(answer)
+        if answer in _COMMENTS:
+            status.ErrorComment = _COMMENTS[answer]
+        return status
+
+    def _store(self, event: Event, visit: _Visit) -> Answer:
+        """Check, write, record; the answer. Nothing in here decodes the data set."""
+        request, context = event.request, event.context
+        sop_class_uid = normalise(str(request.AffectedSOPClassUID))
+        sop_uid = normalise(str(request.AffectedSOPInstanceUID))
+        data = request.DataSet.getvalue()
+        if not is_acceptable(sop_uid):
+            return Answer.INVALID_SOP_INSTANCE
+        try:
+            if not self._spool.has_room(len(data)):
+                return Answer.OUT_OF_RESOURCES
+            if sop_class_uid != context.abstract_syntax:
+                return self._refuse(Answer.MISMATCH, data, "SOP class is not that of its context")
+            try:
+                identity = read_identity(data, context.transfer_syntax)
+            except Unidentifiable as error:
+                return self._refuse(Answer.CANNOT_UNDERSTAND, data, str(error))
+            if (identity.sop_class_uid, identity.sop_uid) != (sop_class_uid, sop_uid):
+                return self._refuse(Answer.MISMATCH, data, "SOP UIDs of data set and command differ")
+            with self._uid_locks[hash(sop_uid) % len(self._uid_locks)]:
+                self._keep(identity, data, context.transfer_syntax, visit)
+        except (SpoolError, sqlite3.Error):
+            _log.exception("an instance could not be stored")
+            return Answer.OUT_OF_RESOURCES
+        return Answer.SUCCESS
+
+    def _refuse(self, answer: Answer, data: bytes, why: str) -> Answer:
+        self._spool.quarantine(data, why)
+        _log.warning("an instance was refused and put into quarantine", answer=answer.name.lower())
+        return answer
+
+    def _keep(self, identity: Identity, data: bytes, transfer_syntax_uid: str, visit: _Visit) -> None:
+        """Store and record one instance, unless its newest revision has the same bytes.
+
+        The caller holds the lock of its UID: the same instance may arrive on two associations at once.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        known = self._ledger.instance(identity.sop_uid)
+        if known is not None and known.sha256 == sha256:
+            self._ledger.record_repeat(identity.sop_uid)
+            return
+        if not visit.recorded:
+            self._ledger.association_opened(visit.id, visit.calling_ae, visit.address)
+            visit.recorded = True
+        header = file_header(identity.sop_class_uid, identity.sop_uid, transfer_syntax_uid, visit.calling_ae)
+        revision = known.revision + 1 if known else 1
+        while True:
+            try:
+                path = self._spool.receive(identity.sop_uid, revision, header, data)
+                break
+            except Occupied:  # on disk, but not in the ledger
+                revision += 1
+        self._ledger.record_instance(
+            InstanceRecord(
+                sop_uid=identity.sop_uid,
+                revision=revision,
+                study_uid=identity.study_uid,
+                series_uid=identity.series_uid,
+                sop_class_uid=identity.sop_class_uid,
+                transfer_syntax_uid=transfer_syntax_uid,
+                sha256=sha256,
+                path=path.as_posix(),
+                size=len(header) + len(data),
+                association_id=visit.id,
+                received_at=self._clock(),
+            )
+        )
+
+
+def _reject(association: Any, code: tuple[int, int, int]) -> None:
+    """Send A-ASSOCIATE-RJ and wait until it is out: pynetdicom closes the socket when the handler returns."""
+    association.acse.send_reject(*code)
+    association.kill()
+
+
+def _mark_missing_uid(event: Event) -> None:
+    """A C-STORE without a usable SOP Instance UID: pynetdicom would not answer it at all, so give it one
+    that the handler will refuse with 0x0117."""
+    command = event.message.command_set
+    if command.get("CommandField") != 0x0001:
+        return
+    uid = command.get("AffectedSOPInstanceUID")
+    if not isinstance(uid, str) or not uid or len(uid) > 64:
+        command.AffectedSOPInstanceUID = UID("0")
+
+
+# -------------------------------------------------------------------- the process
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerReport:
+    """What the listener process tells its parent once: the port it listens on, or why it does not."""
+
+    port: int | None
+    problem: str = ""
+
+
+def run_listener(
+    settings: ListenerSettings,
+    report: pipes.Connection | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> None:
+    """Main of the listener's own process: listens until SIGTERM, or until its parent is gone.
+
+    `prepare` is called first (logging is set up per process). Sends one ListenerReport through `report`.
+    Exits with status 1 when it cannot listen or its accept loop ends by itself.
+    """
+    if prepare is not None:
+        prepare()
+    warnings.simplefilter("ignore")  # pydicom's warnings quote values of elements
+    wake_read, wake_write = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(wake_write, b"."))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    try:
+        spool = Spool(settings.root, settings.min_free_bytes)
+        ledger = Ledger(settings.ledger_path)
+        listener = Listener(settings, spool, ledger)
+        listener.start()
+    except (OSError, ValueError, SpoolError, sqlite3.Error) as error:
+        problem = f"cannot listen on {settings.bind}:{settings.port}: {error}"
+        if report is not None:
+            report.send(ListenerReport(None, problem))
+        _log.exception("listener failed")
+        raise SystemExit(1) from None
+    if report is not None:
+        report.send(ListenerReport(listener.port))
+    parent = parent_process()
+    wait_for = [wake_read] if parent is None else [wake_read, parent.sentinel]
+    while listener.running and not pipes.wait(wait_for, timeout=1.0):
+        pass
+    lost = not listener.running
+    listener.stop()
+    ledger.close()
+    if lost:
+        raise SystemExit(1)

@@ -1,0 +1,319 @@
+"""The daemon: builds the parts, starts and stops them, and keeps them alive.
+
+The listener is a process of its own and so is each compute worker; here run the reconcile loop, one
+delivery thread for each destination, and the web server. systemd hears READY, a watchdog beat with every
+tick of the loop, and STOPPING.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sqlite3
+import threading
+import time
+from functools import partial
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from dicom_node.compute import Recipe
+from dicom_node.config import Settings
+from dicom_node.delivery import DeliveryLoop
+from dicom_node.derive import DerivePolicy
+from dicom_node.ledger import Ledger, path_below
+from dicom_node.listener import Caller, ListenerReport, ListenerSettings, run_listener
+from dicom_node.log import configure, get_logger
+from dicom_node.reconcile import ReconcilePolicy, Reconciler
+from dicom_node.scu import Peer
+from dicom_node.spool import Spool
+from dicom_node.web.app import create_app
+from dicom_node.workers import Workers
+from rules.pair import PairingPolicy
+from rules.site import Override, Then
+
+TICK_S = 0.5
+LISTENER_START_S = 30.0
+LISTENER_STOP_S = 10.0
+LISTENER_RESTART_S = 5.0
+WEB_STOP_S = 5.0
+
+log = get_logger(__name__)
+
+
+class NodeError(Exception):
+    """The node cannot start; the message says why and what to do."""
+
+
+def peers(settings: Settings) -> dict[str, Peer]:
+    """The destinations as peers."""
+    return {
+        name: Peer(destination.ae_title, destination.host, destination.port, settings.node.ae_title)
+        for name, destination in settings.destinations.items()
+    }
+
+
+def pairing_policy(settings: Settings) -> PairingPolicy:
+    """The rules section in the words of the rules."""
+    rules = settings.rules
+    return PairingPolicy(
+        reference_order=rules.reference_order,
+        min_overlap=rules.min_overlap,
+        max_minutes_apart=rules.max_minutes_apart,
+        require_same_frame_of_reference=rules.require_same_frame_of_reference,
+        overrides=tuple(Override(rule.when, Then(rule.then)) for rule in rules.overrides),
+    )
+
+
+def recipe(settings: Settings) -> Recipe:
+    """The correction section as a recipe."""
+    correction = settings.correction
+    return Recipe(
+        method=correction.method,
+        overrides=tuple(sorted(correction.settings.items())),
+        device=correction.device,
+        modulate=correction.modulate,
+    )
+
+
+def derive_policy(settings: Settings) -> DerivePolicy:
+    """The derive section as a policy."""
+    return DerivePolicy(
+        description_suffix=settings.derive.description_suffix,
+        series_number_offset=settings.derive.series_number_offset,
+    )
+
+
+class Node:
+    """A running node. `start`, then `run` until its event is set, then `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._spool = Spool(settings.storage.root, settings.storage.min_free_bytes)
+        self._ledger = Ledger(path_below(settings.storage.root))
+        self._listener: SpawnProcess | None = None
+        self._listener_lost_at = 0.0
+        self._workers: Workers | None = None
+        self._reconciler: Reconciler | None = None
+        self._deliveries: list[DeliveryLoop] = []
+        self._threads: list[threading.Thread] = []
+        self._web: uvicorn.Server | None = None
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start every part; raises NodeError and leaves nothing running when one cannot."""
+        try:
+            self._start_listener()
+            self._start_web()
+            self._spool.sweep_work()
+            self._start_workers()
+            self._start_deliveries()
+        except BaseException:
+            self.stop()
+            raise
+        notify("READY=1")
+        node = self._settings.node
+        log.info("node started", ae_title=node.ae_title, address=node.bind, port=node.port)
+
+    def run(self, stop: threading.Event) -> None:
+        """Reconcile until `stop` is set."""
+        if self._reconciler is None:
+            raise RuntimeError("run() before start()")
+        while not stop.is_set():
+            try:
+                self._keep_listener()
+                self._reconciler.tick()
+            except Exception:  # the outermost loop: the next tick looks at everything again
+                log.exception("reconcile tick failed")
+            notify("WATCHDOG=1")
+            stop.wait(TICK_S)
+
+    def stop(self) -> None:
+        """Stop every part; what was not finished goes on at the next start."""
+        notify("STOPPING=1")
+        self._stop.set()
+        if self._listener is not None:
+            self._listener.terminate()
+            self._listener.join(LISTENER_STOP_S)
+            if self._listener.is_alive():
+                self._listener.kill()
+        if self._web is not None:
+            self._web.should_exit = True
+        for thread in self._threads:
+            thread.join(WEB_STOP_S)
+        if self._workers is not None:
+            self._workers.close()
+        self._ledger.close()
+        log.info("node stopped")
+
+    # ---------------------------------------------------------------- parts
+
+    def _start_listener(self) -> None:
+        settings = self._settings
+        listener = ListenerSettings(
+            ae_title=settings.node.ae_title,
+            root=settings.storage.root,
+            ledger_path=path_below(settings.storage.root),
+            bind=settings.node.bind,
+            port=settings.node.port,
+            max_associations=settings.node.max_associations,
+            max_pdu=settings.node.max_pdu,
+            accept_from=tuple(
+                Caller(caller.ae_title or "", str(caller.address or ""))
+                for caller in settings.node.accept_from
+            ),
+            min_free_bytes=settings.storage.min_free_bytes,
+        )
+        context = multiprocessing.get_context("spawn")
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(
+            target=run_listener,
+            args=(listener, sending, partial(configure, settings.log)),
+            name="dicom-node-listener",
+        )
+        process.start()
+        sending.close()
+        self._listener = process
+        report = ListenerReport(None, "its process did not start")
+        with contextlib.suppress(EOFError):
+            if receiving.poll(LISTENER_START_S):
+                report = receiving.recv()
+        receiving.close()
+        if report.port is None:
+            raise NodeError(f"The node cannot receive: {report.problem}. Is another program using the port?")
+
+    def _keep_listener(self) -> None:
+        """A listener that died is started again; scanners retry meanwhile."""
+        if self._listener is not None and self._listener.is_alive():
+            return
+        now = time.monotonic()
+        if now - self._listener_lost_at < LISTENER_RESTART_S:
+            return
+        self._listener_lost_at = now
+        log.error("listener lost", exit_code=self._listener.exitcode if self._listener else None)
+        try:
+            self._start_listener()
+        except NodeError:
+            log.exception("listener did not start")
+
+    def _start_web(self) -> None:
+        web = self._settings.web
+        token = _token(web.token_file) if web.token_file else None
+        app = create_app(self._ledger, self._spool, self.health, token=token)
+        with contextlib.closing(
+            socket.socket(socket.AF_INET6 if ":" in web.bind else socket.AF_INET)
+        ) as probe:
+            # uvicorn exits the process when it cannot bind; a daemon says why instead
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((web.bind, web.port))
+            except OSError as error:
+                raise NodeError(
+                    f"The status page cannot listen on {web.bind}:{web.port} ({error.strerror}); "
+                    "set web.port to a free one."
+                ) from error
+        self._web = uvicorn.Server(
+            uvicorn.Config(app, host=web.bind, port=web.port, log_config=None, access_log=False)
+        )
+        self._run_thread("web", self._web.run)
+
+    def _start_workers(self) -> None:
+        settings = self._settings
+        correction = settings.correction
+        self._workers = Workers(
+            scheduler=correction.scheduler,
+            count=correction.workers,
+            threads=correction.threads or max(1, (os.cpu_count() or 1) // correction.workers),
+            scratch=settings.storage.root / "work",
+            log=settings.log,
+        )
+        policy = ReconcilePolicy(
+            series_quiet_s=settings.assembly.series_quiet_s,
+            study_wait_s=settings.assembly.study_wait_s,
+            pairing=pairing_policy(settings),
+            recipe=recipe(settings),
+            derive=derive_policy(settings),
+            on_reject=correction.on_poor_quality,
+            on_review=correction.on_review,
+            deliver_to=settings.deliver_to,
+            attempts=correction.attempts,
+            timeout_s=correction.timeout_s,
+        )
+        self._reconciler = Reconciler(self._ledger, self._spool, self._workers, policy)
+        self._reconciler.recover()
+
+    def _start_deliveries(self) -> None:
+        known = peers(self._settings)
+        for name in self._settings.deliver_to:
+            loop = DeliveryLoop(
+                name,
+                known[name],
+                Ledger(path_below(self._settings.storage.root)),
+                self._spool,
+                give_up_days=self._settings.delivery.give_up_days,
+            )
+            self._deliveries.append(loop)
+            self._run_thread(f"delivery-{name}", partial(loop.run, self._stop))
+
+    def _run_thread(self, name: str, target: Any) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    # ---------------------------------------------------------------- health
+
+    def health(self) -> dict[str, Any]:
+        """`status` ok, degraded (works, somebody should look) or failing, and each check."""
+        listener = self._listener is not None and self._listener.is_alive()
+        try:
+            self._ledger.count_jobs()
+            ledger = True
+        except sqlite3.Error:
+            ledger = False
+        room = self._spool.has_room()
+        workers = self._workers.alive() if self._workers is not None else 0
+        destinations = {loop.name: loop.problem or "ok" for loop in self._deliveries}
+        checks: dict[str, Any] = {
+            "listener": "ok" if listener else "not running",
+            "ledger": "ok" if ledger else "cannot be read",
+            "disk": "ok" if room else "below storage.min_free_bytes: new images are refused",
+            "workers": "ok" if workers else "none is running",
+            "destinations": destinations,
+        }
+        if not (listener and ledger and workers):
+            status = "failing"
+        elif not room or any(state != "ok" for state in destinations.values()):
+            status = "degraded"
+        else:
+            status = "ok"
+        return {"status": status, "checks": checks}
+
+
+def _token(path: Path) -> str:
+    """The token of the API. An empty one would let everybody in; raises NodeError."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise NodeError(f"The token file {path} (web.token_file) cannot be read: {error}.") from error
+    if not token:
+        raise NodeError(
+            f"The token file {path} (web.token_file) is empty; write a long random token into it."
+        )
+    return token
+
+
+def notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); does nothing where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
+        # an abstract socket's name starts with a zero byte, written as @ in the environment
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+        channel.sendall(message.encode())

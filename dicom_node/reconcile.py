@@ -1,0 +1,415 @@
+"""The loop that moves everything: it asks what is so now, never what event it missed.
+
+Each step looks at the ledger and does what can be done; doing it twice does nothing more. A restart needs
+no special path but one: what a dead process held in its hands goes back into the queue (`recover`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal
+from dicom_node.derive import DerivePolicy
+from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
+from dicom_node.ledger import Ledger
+from dicom_node.log import get_logger
+from dicom_node.records import Growth, InstanceRecord, Job, SeriesRow
+from dicom_node.spool import Spool
+from dicom_node.states import JobState, SeriesState
+from dicom_node.workers import Finished
+from rules.classify import classify
+from rules.facts import SeriesFacts
+from rules.pair import NoPairing, Pairing, PairingPolicy
+from rules.rank import default_order
+from rules.reasons import Code, Reason, reason
+from rules.study import StudyDecision, decide_study
+
+# Multiples of assembly.series_quiet_s (20 s gives the times of DICOM.md §2.1).
+ABORTED_QUIET_FACTOR = 4  # a scanner that aborted will send the rest soon
+OPEN_QUIET_FACTOR = 9  # consoles keep one association open all exam
+INCOMPLETE_QUIET_FACTOR = 45  # missing slices may still come
+BETTER_REFERENCE_WAIT_S = 180.0  # how long the second-best contrast waits for the best one
+LEASE_S = 60.0
+RETRY_DELAY_S = 10.0
+
+FACTS = TypeAdapter(SeriesFacts)
+log = get_logger(__name__)
+
+
+class WorkerPool(Protocol):
+    """What the loop needs of the compute workers."""
+
+    def running(self) -> frozenset[int]: ...
+    def free(self) -> int: ...
+    def submit(self, job_id: int, attempt: int, task: CorrectionTask) -> None: ...
+    def finished(self) -> list[Finished]: ...
+    def overdue(self, timeout_s: float) -> list[int]: ...
+    def stop_job(self, job_id: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilePolicy:
+    """The settings that the loop needs, in its own words.
+
+    on_reject: withhold | flag. on_review: send | withhold | flag.
+    """
+
+    series_quiet_s: float
+    study_wait_s: float
+    pairing: PairingPolicy
+    recipe: Recipe
+    derive: DerivePolicy
+    on_reject: str
+    on_review: str
+    deliver_to: tuple[str, ...]
+    attempts: int
+    timeout_s: float
+
+
+class Reconciler:
+    """Looks at the ledger and moves whatever can move."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spool: Spool,
+        workers: WorkerPool,
+        policy: ReconcilePolicy,
+        *,
+        clock: Callable[[], float] = time.time,
+        read: Callable[[Path], InstanceFacts] = read_instance,
+    ) -> None:
+        self._ledger = ledger
+        self._spool = spool
+        self._workers = workers
+        self._policy = policy
+        self._clock = clock
+        self._read = read
+        # facts of series that are quiet but lack slices, by (series, time of last instance)
+        self._seen: dict[tuple[str, float], SeriesFacts] = {}
+
+    def recover(self) -> None:
+        """At start: corrections that a process before this one held are nobody's now."""
+        for job in self._ledger.jobs([JobState.CORRECTING], limit=1_000_000):
+            self._ledger.change_job(
+                job.id,
+                JobState.QUEUED,
+                reason(Code.RESTARTED),
+                expected=JobState.CORRECTING,
+                lease_until=None,
+            )
+
+    def tick(self) -> None:
+        """One look at everything."""
+        busy = self._complete_quiet_series()
+        self._decide_studies(busy)
+        self._collect_finished()
+        self._stop_overdue()
+        self._start_queued()
+        self._route_corrected()
+
+    # ---------------------------------------------------------------- receiving → complete
+
+    def _complete_quiet_series(self) -> frozenset[str]:
+        """Complete what is quiet and whole; returns the studies in which something is still arriving."""
+        busy = set()
+        now = self._clock()
+        for growth in self._ledger.growing():
+            age_s = now - growth.last_at
+            if not self._quiet(growth, age_s):
+                busy.add(growth.study_uid)
+                continue
+            facts = self._facts(growth)
+            wait_s = INCOMPLETE_QUIET_FACTOR * self._policy.series_quiet_s
+            if (
+                facts.incomplete
+                and age_s < wait_s
+                and classify(facts, self._policy.pairing.overrides).corrects
+            ):
+                continue
+            if self._ledger.complete_series(
+                growth.series_uid,
+                FACTS.dump_json(facts).decode(),
+                _patient(facts),
+                seen_last_at=growth.last_at,
+            ):
+                self._seen.pop((growth.series_uid, growth.last_at), None)
+                log.info("series complete", series=growth.series_uid, instances=facts.instances)
+            else:
+                busy.add(growth.study_uid)
+        return frozenset(busy)
+
+    def _quiet(self, growth: Growth, age_s: float) -> bool:
+        quiet_s = self._policy.series_quiet_s
+        if growth.open_associations:
+            return age_s >= OPEN_QUIET_FACTOR * quiet_s
+        return age_s >= (ABORTED_QUIET_FACTOR if growth.aborted else 1) * quiet_s
+
+    def _facts(self, growth: Growth) -> SeriesFacts:
+        key = (growth.series_uid, growth.last_at)
+        if key not in self._seen:
+            self._seen = {k: v for k, v in self._seen.items() if k[0] != growth.series_uid}
+            self._seen[key] = self._read_facts(growth)
+        return self._seen[key]
+
+    def _read_facts(self, growth: Growth) -> SeriesFacts:
+        readable, problems = [], []
+        for record in self._ledger.instances_of(growth.series_uid):
+            try:
+                readable.append(self._read(self._spool.root / record.path))
+            except Unreadable as error:
+                problems.append(str(error))
+        if not readable:
+            return SeriesFacts(
+                series_uid=growth.series_uid,
+                study_uid=growth.study_uid,
+                geometry_problem="none of its images could be read",
+            )
+        facts = summarise(readable)
+        issued = any(self._ledger.was_issued(instance.sop_instance_uid) for instance in readable[:1])
+        if issued and not facts.own_output:
+            return replace(facts, own_output="this node issued its UIDs")
+        return facts
+
+    # ---------------------------------------------------------------- complete → job
+
+    def _decide_studies(self, busy: frozenset[str]) -> None:
+        for study_uid, last_at in self._ledger.unsettled_studies():
+            if study_uid in busy:
+                continue
+            open_jobs = self._decide_study(study_uid, self._clock() - last_at)
+            if not open_jobs:
+                self._ledger.settle_study(study_uid, last_at)
+
+    def _decide_study(self, study_uid: str, age_s: float) -> bool:
+        """Create, queue and skip the jobs of one study; True while one of them still waits."""
+        rows = {row.series_uid: row for row in self._ledger.series(study_uid)}
+        complete = {uid: row for uid, row in rows.items() if row.state is SeriesState.COMPLETE}
+        pool = {
+            row.series_uid: FACTS.validate_json(row.facts)
+            for row in self._ledger.series_of_patient(study_uid)
+            if row.facts is not None
+        }
+        decision = decide_study(tuple(pool.values()), self._policy.pairing)
+        jobs = {(job.series_uid, job.revision): job for job in self._ledger.jobs_of_study(study_uid)}
+        waiting = False
+        for uid, row in complete.items():
+            found = decision.classifications[uid]
+            if row.series_class != found.series_class:
+                self._ledger.classify_series(uid, found.series_class, found.reason)
+            outcome = decision.outcomes.get(uid)
+            job = jobs.get((uid, row.revision))
+            if job is None and outcome is not None:
+                job = self._ledger.create_job(row, pool[uid].series_number)
+            if job is not None:
+                waiting |= self._settle_job(job, decision, pool[uid], age_s)
+        return waiting
+
+    def _settle_job(self, job: Job, decision: StudyDecision, dwi: SeriesFacts, age_s: float) -> bool:
+        """Queue or skip one job as the decision says; True while it waits."""
+        no_reference = job.state is JobState.SKIPPED and job.reason_code == Code.NO_REFERENCE
+        if job.state is not JobState.WAITING and not no_reference:
+            return False
+        outcome = decision.outcomes.get(job.series_uid)
+        if isinstance(outcome, Pairing):
+            if no_reference:
+                why = reason(Code.NEW_REFERENCE, f"series {outcome.reference.series_number}")
+                self._ledger.change_job(job.id, JobState.WAITING, why)
+            if self._better_may_come(outcome, decision, dwi, age_s):
+                return True
+            self._queue(job, outcome)
+            return False
+        if no_reference:
+            return False
+        if isinstance(outcome, NoPairing) and age_s < self._policy.study_wait_s:
+            return True
+        self._skip(job, outcome)
+        return False
+
+    def _better_may_come(
+        self, pairing: Pairing, decision: StudyDecision, dwi: SeriesFacts, age_s: float
+    ) -> bool:
+        """Whether a contrast that is preferred to the chosen one might still be on its way."""
+        order = self._policy.pairing.reference_order or default_order(dwi)
+        chosen = decision.classifications[pairing.reference.series_uid].contrast
+        if chosen == order[0]:
+            return False
+        return age_s < min(BETTER_REFERENCE_WAIT_S, self._policy.study_wait_s)
+
+    def _queue(self, job: Job, pairing: Pairing) -> None:
+        reference = pairing.reference
+        rows = {row.series_uid: row for row in self._ledger.series(reference.study_uid)}
+        self._ledger.change_job(
+            job.id,
+            JobState.QUEUED,
+            expected=JobState.WAITING,
+            reference_series_uid=reference.series_uid,
+            reference_revision=rows[reference.series_uid].revision,
+            choice=json.dumps([asdict(candidate) for candidate in pairing.candidates]),
+        )
+        log.info("job queued", job=job.id, reference=reference.series_uid)
+
+    def _skip(self, job: Job, outcome: NoPairing | Reason | None) -> None:
+        if isinstance(outcome, NoPairing):
+            why, choice = outcome.reason, json.dumps([asdict(candidate) for candidate in outcome.candidates])
+        else:
+            by_product = reason(Code.BY_PRODUCT, "a diffusion series of this study")
+            why, choice = outcome or by_product, None
+        self._ledger.change_job(job.id, JobState.SKIPPED, why, expected=JobState.WAITING, choice=choice)
+        log.info("job skipped", job=job.id, reason=why.code)
+
+    # ---------------------------------------------------------------- queued → corrected
+
+    def _start_queued(self) -> None:
+        free = self._workers.free()
+        if not free:
+            return
+        now = self._clock()
+        due = (job for job in self._ledger.jobs([JobState.QUEUED], limit=1000) if job.next_attempt_at <= now)
+        for job in due:
+            if not free:
+                return
+            task = self._task(job)
+            if task is None:
+                self._ledger.change_job(job.id, JobState.WAITING, expected=JobState.QUEUED)
+                self._ledger.unsettle_study(job.study_uid)
+                continue
+            if self._ledger.change_job(
+                job.id,
+                JobState.CORRECTING,
+                expected=JobState.QUEUED,
+                attempts=job.attempts + 1,
+                lease_until=now + LEASE_S,
+                result=task.name,
+            ):
+                self._workers.submit(job.id, job.attempts + 1, task)
+                free -= 1
+                log.info("correction started", job=job.id, attempts=job.attempts + 1)
+
+    def _task(self, job: Job) -> CorrectionTask | None:
+        """What the worker is to do; None when the reference is not what it was when the job was queued."""
+        series = {row.series_uid: row for row in self._ledger.series_of_patient(job.study_uid)}
+        reference = series.get(job.reference_series_uid or "")
+        if reference is None or reference.revision != job.reference_revision or reference.facts is None:
+            return None
+        source_records = self._ledger.instances_of(job.series_uid)
+        reference_records = self._ledger.instances_of(reference.series_uid)
+        recipe, policy = self._policy.recipe, self._policy.derive
+        digest = _digest(source_records, reference_records)
+        name = hashlib.sha256(
+            json.dumps([job.series_uid, digest, asdict(recipe), asdict(policy)], sort_keys=True).encode()
+        ).hexdigest()[:32]
+        found = classify(FACTS.validate_json(reference.facts), self._policy.pairing.overrides)
+        return CorrectionTask(
+            name=name,
+            root=self._spool.root,
+            source=tuple(Path(record.path) for record in source_records),
+            reference=tuple(Path(record.path) for record in reference_records),
+            contrast=str(found.contrast or "anatomical"),
+            recipe=recipe,
+            derive=policy,
+            taken_numbers=_numbers(series.values(), job.study_uid),
+            input_digest=digest,
+        )
+
+    def _collect_finished(self) -> None:
+        for job_id in self._workers.running():
+            self._ledger.renew_lease(job_id, self._clock() + LEASE_S)
+        for finished in self._workers.finished():
+            job = self._ledger.job(finished.job_id)
+            match finished.outcome:
+                case Outcome() as outcome:
+                    self._corrected(job, outcome)
+                case Refusal() as refusal:
+                    self._failed(job, reason(refusal.code, refusal.text), again=False)
+                case None:
+                    code = Code.WORKER_LOST if finished.lost else Code.CORRECTION_FAILED
+                    self._failed(job, reason(code, finished.error), again=True)
+
+    def _corrected(self, job: Job, outcome: Outcome) -> None:
+        self._ledger.issue_uids(job.id, (outcome.output_series_uid, *outcome.sop_uids))
+        self._ledger.change_job(
+            job.id,
+            JobState.CORRECTED,
+            expected=JobState.CORRECTING,
+            figures={**outcome.figures, "seconds": outcome.seconds},
+            verdict=outcome.verdict,
+            output_series_uid=outcome.output_series_uid,
+            lease_until=None,
+        )
+        log.info("corrected", job=job.id, verdict=outcome.verdict, seconds=outcome.seconds.get("total"))
+
+    def _failed(self, job: Job, why: Reason, *, again: bool) -> None:
+        """Back to the queue while attempts are left and another try can help; else the job ends."""
+        if again and job.attempts < self._policy.attempts:
+            self._ledger.change_job(
+                job.id,
+                JobState.QUEUED,
+                why,
+                expected=JobState.CORRECTING,
+                lease_until=None,
+                next_attempt_at=self._clock() + RETRY_DELAY_S * job.attempts,
+            )
+        else:
+            self._ledger.change_job(
+                job.id, JobState.FAILED, why, expected=JobState.CORRECTING, lease_until=None
+            )
+        log.warning("correction failed", job=job.id, reason=why.code, attempts=job.attempts)
+
+    def _stop_overdue(self) -> None:
+        for job_id in self._workers.overdue(self._policy.timeout_s):
+            self._workers.stop_job(job_id)
+            why = reason(Code.TIMEOUT, f"{self._policy.timeout_s:g} s")
+            self._failed(self._ledger.job(job_id), why, again=True)
+
+    # ---------------------------------------------------------------- corrected → sending | withheld
+
+    def _route_corrected(self) -> None:
+        for job in self._ledger.jobs([JobState.CORRECTED], limit=1000):
+            withhold = (job.verdict == "reject" and self._policy.on_reject == "withhold") or (
+                job.verdict == "review" and self._policy.on_review == "withhold"
+            )
+            if withhold:
+                why = reason(Code.VERDICT, _verdict_text(job))
+                self._ledger.change_job(job.id, JobState.WITHHELD, why, expected=JobState.CORRECTED)
+            elif not self._policy.deliver_to:
+                why = reason(Code.NO_DESTINATION)
+                self._ledger.change_job(job.id, JobState.WITHHELD, why, expected=JobState.CORRECTED)
+            else:
+                self._ledger.start_delivery(job.id, self._policy.deliver_to, expected=JobState.CORRECTED)
+
+
+def _patient(facts: SeriesFacts) -> str:
+    """Tells patients apart without naming them."""
+    return hashlib.sha256(facts.patient_key.encode()).hexdigest()[:32] if facts.patient_key else ""
+
+
+def _digest(*series: Sequence[InstanceRecord]) -> str:
+    """Of the bytes of all inputs, whatever their order of arrival."""
+    digest = hashlib.sha256()
+    for records in series:
+        for sha256 in sorted(record.sha256 for record in records):
+            digest.update(sha256.encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _numbers(rows: Iterable[SeriesRow], study_uid: str) -> frozenset[int]:
+    """The SeriesNumbers that the study uses already."""
+    facts = (FACTS.validate_json(row.facts) for row in rows if row.study_uid == study_uid and row.facts)
+    return frozenset(
+        item.series_number for item in facts if item.series_number is not None and not item.own_output
+    )
+
+
+def _verdict_text(job: Job) -> str:
+    verdict = json.loads(job.figures or "{}").get("verdict", {})
+    return "; ".join(item["text"] for item in verdict.get("reasons", ())) or str(job.verdict)

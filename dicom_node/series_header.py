@@ -1,0 +1,143 @@
+"""The header that all instances of a derived series share: from the first source header, and from us.
+
+Encoded once into raw elements, so that writing a slice does not encode patient, study and provenance again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import pydicom
+from pydicom import DataElement, Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
+
+from dicom_node import provenance, template
+from dicom_node.instance_file import put
+from dicom_node.provenance import Provenance
+from rules.facts import SeriesFacts
+
+LONG_STRING_MAX = 64  # characters of LO
+SERIES_NUMBER_SCALE, SERIES_NUMBER_STEP = 100, 90  # source 5 → 590: sorts just behind its source
+SERIES_NUMBER_LIMIT = 21_000_000  # of a source whose number times 100 still is an IS
+QC_MARK = {"pass": "", "review": " QC!", "reject": " QC FAIL"}
+
+
+@dataclass(frozen=True, slots=True)
+class DerivePolicy:
+    """How the derived series is labelled. series_number_offset None: SeriesNumber is source × 100 + 90."""
+
+    description_suffix: str = " DISTCORR"
+    series_number_offset: int | None = None
+
+
+def series_header(
+    first: Dataset,
+    facts: SeriesFacts,
+    made_by: Provenance,
+    policy: DerivePolicy,
+    series_uid: str,
+    clipped: int,
+    now: datetime,
+) -> Dataset:
+    """Raw elements that are the same in every instance.
+
+    first: header of the first source slice. facts: of the source series. clipped: voxels that the pixel
+    description could not hold. now: of processing; where it knows its time zone it is put on the scanner's.
+    """
+    now = _local(now, first)
+    elements = Dataset()
+    for tag, element in template.public_elements(first).items():
+        if template.belongs_to_series(tag):
+            elements[tag] = element
+    _put_laterality(elements)
+    put(elements, "SeriesInstanceUID", series_uid)
+    put(elements, "SeriesNumber", _series_number(facts.series_number, policy, made_by.taken_numbers))
+    description = _series_description(first, policy.description_suffix + QC_MARK[made_by.verdict])
+    elements[description.tag] = description
+    put(elements, "FrameOfReferenceUID", provenance.frame_of_reference(facts, made_by))
+    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
+    for occasion in ("Series", "Content", "InstanceCreation"):
+        put(elements, f"{occasion}Date", date)
+        put(elements, f"{occasion}Time", time)
+    put(elements, "DerivationDescription", provenance.derivation_description(facts, made_by, clipped))
+    put(elements, "DerivationCodeSequence", [provenance.SPATIAL_RESAMPLING, provenance.DEFORMED])
+    put(elements, "RelatedSeriesSequence", provenance.related_series(facts, made_by))
+    earlier = list(first.get("ContributingEquipmentSequence") or [])
+    put(elements, "ContributingEquipmentSequence", [*earlier, provenance.equipment(made_by, now)])
+    put(elements, "ImageComments", provenance.image_comments(facts, made_by))
+    put(elements, "BurnedInAnnotation", "NO")
+    elements.set_original_encoding(False, True, first.original_character_set)
+    return _encoded(elements)
+
+
+def _encoded(elements: Dataset) -> Dataset:
+    """The same elements as raw bytes in Explicit VR Little Endian."""
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = False, True
+    write_dataset(buffer, elements)
+    buffer.seek(0)
+    return read_dataset(buffer, is_implicit_VR=False, is_little_endian=True)
+
+
+def _put_laterality(elements: Dataset) -> None:
+    """Laterality is 2C: empty it is wrong beside an unpaired body part, absent it is wrong without any."""
+    tag = Tag("Laterality")
+    if str(elements.get("BodyPartExamined") or "").strip():
+        if not str(elements.get("Laterality") or "").strip():
+            elements.pop(tag, None)
+    elif tag not in elements:
+        put(elements, "Laterality", "")
+
+
+def _local(now: datetime, header: Dataset) -> datetime:
+    """`now` on the clock of the scanner: DA and TM are in TimezoneOffsetFromUTC, or else local time."""
+    if now.tzinfo is None:
+        return now
+    offset = str(header.get("TimezoneOffsetFromUTC") or "").strip()
+    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+        shift = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
+        return now.astimezone(timezone(-shift if offset[0] == "-" else shift))
+    return now.astimezone()
+
+
+def _series_number(source: int | None, policy: DerivePolicy, taken: frozenset[int]) -> int:
+    """A free number just behind the source's."""
+    number = source or 0
+    if policy.series_number_offset is not None:
+        wanted = number + policy.series_number_offset
+    else:
+        wanted = number * SERIES_NUMBER_SCALE + SERIES_NUMBER_STEP
+    if not 0 < number <= SERIES_NUMBER_LIMIT:
+        wanted = 9000 + number % 1000
+    while wanted in taken:
+        wanted += 1
+    return wanted
+
+
+def _series_description(first: Dataset, suffix: str) -> template.Element:
+    """The source's description with `suffix`; its bytes are kept unless it has to be shortened.
+
+    Shortened by characters on the decoded text: cutting bytes would break a multi-byte character.
+    """
+    tag = Tag("SeriesDescription")
+    ending = suffix.encode("ascii", "replace").decode()
+    raw = template.carried(first, tag)
+    if raw is None:
+        return DataElement(tag, "LO", ending.strip())
+    if isinstance(raw, DataElement):  # decoded already, from an encoding whose bytes cannot be kept
+        return DataElement(tag, "LO", _decoded(raw)[: LONG_STRING_MAX - len(ending)].rstrip() + ending)
+    text = _decoded(first[tag])
+    if len(text) + len(ending) > LONG_STRING_MAX:
+        return DataElement(tag, "LO", text[: LONG_STRING_MAX - len(ending)].rstrip() + ending)
+    value = raw.value.rstrip(b" \0") + ending.encode()
+    value += b" " * (len(value) % 2)
+    return raw._replace(value=value, length=len(value))
+
+
+def _decoded(element: DataElement) -> str:
+    value = element.value
+    return ("\\".join(value) if isinstance(value, pydicom.multival.MultiValue) else str(value or "")).strip()
