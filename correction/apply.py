@@ -31,12 +31,3 @@ def warp(volume: Volume, displacement_mm: Tensor) -> Volume:
         index[axis] += steps.reshape([-1 if k == axis else 1 for k in range(3)])
         inside &= (index[axis] >= -0.5) & (index[axis] <= size - 0.5)
     return volume.with_data((sample(data, index) * inside).to(volume.data.device))
-
-
-def jacobian_by_differences(displacement_mm: Tensor, volume: Volume) -> Tensor:
-    """det ∂(x + u)/∂x by central differences, (Z, Y, X). For fields that did not come from a spline here."""
-    gradients = torch.gradient(displacement_mm, dim=(1, 2, 3))  # per z, y, x index
-    per_index = torch.stack([gradients[2], gradients[1], gradients[0]], dim=1)  # (3 lps, 3 xyz, Z, Y, X)
-    to_xyz = torch.from_numpy(np.linalg.inv(volume.affine[:3, :3])).to(displacement_mm)
-    slope = torch.einsum("ij...,jk->...ik", per_index, to_xyz)
-    return torch.linalg.det(slope + torch.eye(3, device=slope.device, dtype=slope.dtype))

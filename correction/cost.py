@@ -31,7 +31,7 @@ class CostVolume:
         return self.first_mm + self.step_mm * index
 
     def at(self, shift_mm: Tensor) -> Tensor:
-        """Cost of a shift per voxel, smooth in the shift (Catmull–Rom along the labels); (A, B, P) → (A, B, P).
+        """Cost of a shift per voxel, smooth in the shift (Catmull–Rom along the labels); both (A, B, P).
 
         Beyond the labels the cost of the last one is kept and grows with the square of the distance.
         """
@@ -87,7 +87,9 @@ def along_phase_encode(
         layers.append(smooth.pool(smooth.gaussian(difference, sigma), pooling))
     cost = torch.stack(layers)
     pooled_weight = smooth.pool(weight, pooling)
-    return CostVolume(_standardised(cost, pooled_weight), -count * step_mm, step_mm, pooled_weight, grid.pooled(pooling))
+    return CostVolume(
+        _standardised(cost, pooled_weight), -count * step_mm, step_mm, pooled_weight, grid.pooled(pooling)
+    )
 
 
 def _standardised(cost: Tensor, weight: Tensor) -> Tensor:

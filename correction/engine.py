@@ -91,23 +91,29 @@ def correct(
         view = estimate.scene(pair, looking.judge_voxel_mm, looking)
         covered = _covered(view)
         heads = (view.reference_mask | view.b0_mask) & view.seen
-        given = nobody() if landmarks is None else agree(landmarks, frame, view.grid, heads, phase_encoding is not None)
+        given = (
+            nobody()
+            if landmarks is None
+            else agree(landmarks, frame, view.grid, heads, phase_encoding is not None)
+        )
+    judge = quality.Judge(view, frame, looking)
     with clock("estimate"):
         if isinstance(settings, Paper):
             candidates = _by_paper(pair, settings, phase_encoding, given, seed, clock)
         elif phase_encoding is None:
             candidates = _free(pair, settings, clock)
         else:
-            candidates = _along_phase_encode(pair, settings, given, clock)
+            candidates = _along_phase_encode(pair, settings, given, judge, clock)
     with clock("judge"):
-        judge = quality.Judge(view, frame, looking)
         signals = [judge.signals(candidate) for candidate in candidates]
         # the paper offers one field and no choice
         chosen = 1 if isinstance(settings, Paper) else quality.choose(signals, settings)
     with clock("apply"):
         vectors, jacobian = candidates[chosen].field.vectors(frame, frame.grid())
         directions = torch.from_numpy(frame.directions).to(device, torch.float32)
-        displacement = frame.to_image(torch.einsum("ij,j...->i...", directions, vectors.to(device))).contiguous()
+        displacement = frame.to_image(
+            torch.einsum("ij,j...->i...", directions, vectors.to(device))
+        ).contiguous()
         jacobian = frame.to_image(jacobian.to(device)).contiguous()
         on_b0, seen = resample(reference, frame, frame.grid())
         on_b0 = frame.to_image(on_b0 * seen).contiguous()
@@ -123,12 +129,15 @@ def correct(
 
 
 def _along_phase_encode(
-    pair: Pair, settings: Clinical, given: Consensus, clock: _Clock
+    pair: Pair, settings: Clinical, given: Consensus, judge: quality.Judge, clock: _Clock
 ) -> list[Candidate]:
-    coarse = estimate.coarse_search(pair, settings, given.in_frame)
-    clock.report("estimate", 0.5)
-    fine = estimate.fine_search(pair, coarse, settings, given.in_frame)
-    return [quality.NOTHING, Candidate("coarse", coarse), *fine]
+    """Coarse fields of every smoothness, and fine ones that start from the best of them."""
+    found = estimate.coarse_search(pair, settings, given.in_frame)
+    coarse = [Candidate(name, field) for name, field in found]
+    clock.report("estimate", 0.6)
+    best = max(range(len(coarse)), key=lambda index: judge.signals(coarse[index]).agreement)
+    fine = estimate.fine_search(pair, found[best][1], settings, given.in_frame)
+    return [quality.NOTHING, *coarse, *(Candidate(name, field) for name, field in fine)]
 
 
 def _free(pair: Pair, settings: Clinical, clock: _Clock) -> list[Candidate]:
@@ -150,7 +159,7 @@ def _by_paper(
 
 
 def _covered(view: Scene) -> float:
-    """Share of the b = 0's head that lies inside the reference's field of view; raises NoOverlap below a tenth."""
+    """Share of the b = 0's head inside the reference's field of view; raises NoOverlap below a tenth."""
     head = view.b0_mask
     covered = float((head & view.seen).sum() / head.sum().clamp(min=1))
     if covered < 0.1:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from correction import cost, preprocess, similarity, smooth, spline
+from correction import cost, preprocess, similarity, spline
 from correction.grid import Frame, Grid, Shape, Triple, resample
 from correction.landmarks import FrameLandmarks
 from correction.methods import Clinical
@@ -30,9 +30,9 @@ class Field(Protocol):
         """Displacement (3, A, B, P) in mm along the frame's axes, and det ∂(x + u)/∂x (A, B, P)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One possible answer and the stage it came from."""
+    """One possible answer and the stage it came from; equal to itself only."""
 
     name: str
     field: Field
@@ -132,7 +132,9 @@ class Pair:
         overview = Grid.between(full.first_mm, ends, (a, b, p))
         seen_b0, _ = resample(b0, frame, overview)
         seen_reference, inside = resample(reference, frame, overview)
-        heads = head(seen_b0, overview, settings) | (head(seen_reference * inside, overview, settings) & inside)
+        heads = head(seen_b0, overview, settings) | (
+            head(seen_reference * inside, overview, settings) & inside
+        )
         low, high = [], []
         for axis, (first, last) in enumerate(preprocess.bounding_box(heads)):
             margin = settings.margin_mm if axis == 2 else settings.margin_mm / 3
@@ -157,7 +159,9 @@ def on_grid(mask: Tensor, source: Grid, target: Grid) -> Tensor:
     """A mask on another grid of the same frame, nearest voxel; outside is False."""
     picks, inside = [], []
     for axis in range(3):
-        index = torch.round((target.coordinates(axis, mask.device) - source.first_mm[axis]) / source.spacing_mm[axis])
+        index = torch.round(
+            (target.coordinates(axis, mask.device) - source.first_mm[axis]) / source.spacing_mm[axis]
+        )
         inside.append((index >= 0) & (index < source.shape[axis]))
         picks.append(index.clamp(0, source.shape[axis] - 1).long())
     a, b, p = picks
@@ -224,9 +228,13 @@ def fit_spline(
             lat: Lattice = lattice, at: spline.PointTaps | None = taps,
         ) -> Tensor:  # fmt: skip
             value = volume.mean(spline.evaluate(c, m)) + bending_weight * bend(c)
-            value = value + settings.fold_weight * spline.fold_penalty(c, lat.spacing_mm[2], settings.least_jacobian)
+            value = value + settings.fold_weight * spline.fold_penalty(
+                c, lat.spacing_mm[2], settings.least_jacobian
+            )
             if landmarks is not None and at is not None:
-                value = value + landmark_weight * landmarks.loss(spline.at_points(c, at), settings.landmark_huber_mm)
+                value = value + landmark_weight * landmarks.loss(
+                    spline.at_points(c, at), settings.landmark_huber_mm
+                )
             return value
 
         coefficients, _ = minimise(objective, initial, iterations)
@@ -243,7 +251,11 @@ def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: i
     """L-BFGS with strong Wolfe line search from `start`; the minimiser and its value."""
     parameter = start.detach().clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS(
-        [parameter], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe", tolerance_change=1e-7
+        [parameter],
+        max_iter=iterations,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_change=1e-7,
     )
 
     def closure() -> Tensor:
@@ -252,7 +264,7 @@ def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: i
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(closure)
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         return parameter.detach(), float(objective(parameter))
 
@@ -271,7 +283,7 @@ def costs(
 
 
 def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
-    """A very smooth field from a wide range of shifts, and the shift that 99 % of the head stays below, mm."""
+    """A very smooth field from a wide range of shifts, and the shift that 99 % stays below, mm."""
     view = scene(pair, settings.wide_voxel_mm, settings)
     extent = view.grid.spacing_mm[2] * view.grid.shape[2]
     reach = max(settings.reach_mm, min(settings.most_reach_mm, 0.3 * extent))
@@ -279,7 +291,9 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
         view, view.b0, view.b0_mask, reach, settings.wide_step_mm, 2 * settings.aggregation_mm,
         2 * settings.pooled_mm, settings,
     )  # fmt: skip
-    stage, _ = fit_spline(table, None, settings.wide_spacings_mm, settings.bending, settings, settings.iterations)
+    stage, _ = fit_spline(
+        table, None, settings.wide_spacings_mm, settings.wide_bending, settings, settings.iterations
+    )
     field = ShiftField((stage,))
     shift = field.on(table.grid)[0][table.weight > 0.3].abs()
     return field, float(torch.quantile(shift, 0.99)) if len(shift) else 0.0
@@ -287,8 +301,12 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
 
 def coarse_search(
     pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None
-) -> ShiftField:
-    """The best of the fits from zero and from the wide search, by the energy that both minimise."""
+) -> list[tuple[str, ShiftField]]:
+    """One field for each strength of bending, by name.
+
+    The first strength is fitted from zero and from the wide search, and the lower energy kept: the two
+    see the same table. The others start from that answer.
+    """
     wide, found_mm = wide_search(pair, settings)
     reach = min(max(settings.reach_mm, found_mm + 4.0), settings.most_reach_mm + 4.0)
     view = scene(pair, settings.coarse_voxel_mm, settings)
@@ -296,22 +314,37 @@ def coarse_search(
         view, view.b0, view.b0_mask, reach, settings.label_step_mm, settings.aggregation_mm, settings.pooled_mm,
         settings,
     )  # fmt: skip
-    fits = [
-        fit_spline(
-            table, start, settings.spacings_mm, settings.bending, settings, settings.iterations,
-            landmarks, settings.landmark_weight,
+
+    def fitted(start: Tensor | None, spacings: tuple[float, ...], bending: float) -> tuple[Stage, float]:
+        return fit_spline(
+            table,
+            start,
+            spacings,
+            bending,
+            settings,
+            settings.iterations,
+            landmarks,
+            settings.landmark_weight,
         )
-        for start in (None, wide.on(table.grid)[0])
-    ]  # fmt: skip
-    stage, _ = min(fits, key=lambda fitted: fitted[1])
-    return ShiftField((stage,))
+
+    first = settings.coarse_bending[0]
+    starts = (None, wide.on(table.grid)[0])
+    fits = [fitted(start, settings.spacings_mm, first) for start in starts]
+    best, _ = min(fits, key=lambda fit: fit[1])
+    dense = ShiftField((best,)).on(table.grid)[0]
+    last = settings.spacings_mm[-1:]
+    others = [fitted(dense, last, bending)[0] for bending in settings.coarse_bending[1:]]
+    return [
+        (f"coarse at bending {bending:g}", ShiftField((stage,)))
+        for bending, stage in zip(settings.coarse_bending, [best, *others], strict=True)
+    ]
 
 
 def fine_search(
     pair: Pair, coarse: ShiftField, settings: Clinical,
     landmarks: FrameLandmarks | None,
-) -> list[Candidate]:  # fmt: skip
-    """Residuals of the coarse field on a fine grid, one candidate for each strength of bending."""
+) -> list[tuple[str, ShiftField]]:  # fmt: skip
+    """Residuals of the coarse field on a fine grid, one field for each strength of bending, by name."""
     view = scene(pair, settings.fine_voxel_mm, settings)
     shift, _ = coarse.on(view.grid)
     warped = shifted(view.b0, shift, view.grid.spacing_mm[2])
@@ -327,7 +360,7 @@ def fine_search(
             table, None, (settings.fine_spacing_mm,), bending, settings, settings.fine_iterations,
             residual, settings.landmark_weight_fine,
         )  # fmt: skip
-        found.append(Candidate(f"fine at bending {bending:g}", coarse.then(stage)))
+        found.append((f"fine at bending {bending:g}", coarse.then(stage)))
     return found
 
 

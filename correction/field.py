@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ class ImplicitControlPoints(nn.Module):
         self.register_buffer("features", torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
         widths = [2 * rows] + [hidden] * (layers - 1)
         steps: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             steps += [_linear(before, after, generator), nn.ReLU()]
         last = nn.Linear(widths[-1], components)
         nn.init.zeros_(last.weight)
@@ -52,7 +54,9 @@ class ImplicitControlPoints(nn.Module):
         return out.T.reshape(self._shape)
 
 
-def parameterisation(settings: Paper, lattice: Lattice, components: int, generator: torch.Generator) -> nn.Module:
+def parameterisation(
+    settings: Paper, lattice: Lattice, components: int, generator: torch.Generator
+) -> nn.Module:
     """The module whose forward() gives the control points that the settings ask for."""
     if settings.parameterisation == "control_points":
         return ControlPoints(lattice, components)

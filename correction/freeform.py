@@ -44,7 +44,7 @@ class FreeField:
         mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
         points = mesh @ torch.from_numpy(turn).to(device).T + offset
         values, determinants = [], []
-        for part in points.split(_CHUNK):
+        for part in torch.split(points, _CHUNK):
             values.append(spline.at_points(self.coefficients, spline.point_taps(self.lattice, part)))
             slopes = [
                 spline.at_points(self.coefficients, spline.point_taps(self.lattice, part, order))
@@ -53,7 +53,9 @@ class FreeField:
             gradient = torch.stack(slopes, dim=-1).permute(1, 0, 2)  # (N, component, derivative)
             determinants.append(torch.linalg.det(gradient + torch.eye(3, device=device)))
         back = torch.from_numpy(np.linalg.inv(turn)).to(self.coefficients)
-        return (back @ torch.cat(values, dim=1)).reshape(3, *grid.shape), torch.cat(determinants).reshape(grid.shape)
+        return (back @ torch.cat(values, dim=1)).reshape(3, *grid.shape), torch.cat(determinants).reshape(
+            grid.shape
+        )
 
 
 def paper(
@@ -69,12 +71,16 @@ def paper(
     device = b0.data.device
     spacing = tuple(settings.spacing_voxels * s for s in frame.spacing_mm)
     lattice = Lattice.over(grid, (spacing[0], spacing[1], spacing[2]))
-    basis = np.eye(3) if phase_direction is None else np.linalg.solve(frame.directions, phase_direction[:, None])
+    basis = (
+        np.eye(3) if phase_direction is None else np.linalg.solve(frame.directions, phase_direction[:, None])
+    )
     half_extent = np.array(
         [max(1e-6, (n - 1) * s / 2) for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
     )
     # the network speaks half extents of the reference grid, as the authors' program
-    scale = np.diag(half_extent) if phase_direction is None else basis * np.linalg.norm(basis[:, 0] * half_extent)
+    scale = (
+        np.diag(half_extent) if phase_direction is None else basis * np.linalg.norm(basis[:, 0] * half_extent)
+    )
     to_mm = torch.from_numpy(scale).to(device, torch.float32)
     model = field.parameterisation(settings, lattice, to_mm.shape[1], generator).to(device)
     match = _MutualInformation(frame, grid, reference, b0, lattice, settings, generator)
@@ -89,7 +95,7 @@ def paper(
             loss = loss + settings.landmark_weight * pull(coefficients)
         if settings.bending:
             loss = loss + settings.bending * bend(coefficients)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         report((iteration + 1) / settings.iterations)
     with torch.no_grad():
@@ -108,7 +114,9 @@ class _MutualInformation:
         self._moving = preprocess.z_score(b0.data)
         self._ranges = tuple((float(i.min()), float(i.max())) for i in (self._fixed, self._moving))
         device = reference.data.device
-        self._matrices = spline.grid_matrices(lattice, grid, device=str(device)) if settings.samples == 0 else None
+        self._matrices = (
+            spline.grid_matrices(lattice, grid, device=str(device)) if settings.samples == 0 else None
+        )
         self._axes = [grid.coordinates(k, device) for k in range(3)]
         unit = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), grid.shape)
         matrix, offset = index_map(b0, frame, unit)  # frame mm → b0 voxel index
@@ -130,13 +138,17 @@ class _MutualInformation:
             moved = points.T.float() + shift
             fixed = self._fixed[draws[0], draws[1], draws[2]]
         index = self._matrix @ moved + self._offset[:, None]
-        return similarity.mutual_information(fixed, sample(self._moving, index), self._ranges, self._settings.bins)
+        return similarity.mutual_information(
+            fixed, sample(self._moving, index), self._ranges, self._settings.bins
+        )
 
 
 class _NormalisedLandmarks:
     """Σ c ‖moving − φ(fixed)‖ / Σ c, each axis in half extents of the reference grid."""
 
-    def __init__(self, frame: Frame, lattice: Lattice, landmarks: Landmarks, half_extent: npt.NDArray[np.float64]) -> None:
+    def __init__(
+        self, frame: Frame, lattice: Lattice, landmarks: Landmarks, half_extent: npt.NDArray[np.float64]
+    ) -> None:
         fixed = frame.points_from_lps(landmarks.fixed_mm)
         moving = frame.points_from_lps(landmarks.moving_mm)
         self._taps = spline.point_taps(lattice, torch.from_numpy(fixed))
@@ -160,9 +172,8 @@ def clinical(pair: Pair, settings: Clinical, report: Report) -> list[FreeField]:
     """
     found: list[FreeField] = []
     start: FreeField | None = None
+    view = estimate.scene(pair, settings.free_voxel_mm, settings)
     for level, spacing in enumerate(settings.free_spacings_mm):
-        voxel = settings.free_voxel_mm * 2 ** (len(settings.free_spacings_mm) - 1 - level)
-        view = estimate.scene(pair, voxel, settings)
         start = _mind_level(view, pair.frame, spacing, start, settings)
         found.append(start)
         report((level + 1) / len(settings.free_spacings_mm))
@@ -181,15 +192,20 @@ def _mind_level(
     device = fixed.device
     matrices = spline.grid_matrices(lattice, grid, device=str(device))
     bend = spline.Bending(lattice, device)
-    index = torch.stack(torch.meshgrid(*(torch.arange(n, device=device).float() for n in grid.shape), indexing="ij"))
+    index = torch.stack(
+        torch.meshgrid(*(torch.arange(n, device=device).float() for n in grid.shape), indexing="ij")
+    )
     per_mm = 1.0 / torch.tensor(grid.spacing_mm, device=device)[:, None, None, None]
     spread = ((fixed - moving) ** 2).mean(0)
     scale = torch.sqrt(((spread - (spread * weight).sum()) ** 2 * weight).sum()).clamp(min=1e-6)
-    slopes = [spline.grid_matrices(lattice, grid, order, str(device)) for order in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    slopes = [
+        spline.grid_matrices(lattice, grid, order, str(device)) for order in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
 
     def determinant(coefficients: Tensor) -> Tensor:
         gradient = torch.stack([spline.evaluate(coefficients, m) for m in slopes], dim=1)
-        return torch.linalg.det(gradient.permute(2, 3, 4, 0, 1) + torch.eye(3, device=device))
+        value: Tensor = torch.linalg.det(gradient.permute(2, 3, 4, 0, 1) + torch.eye(3, device=device))
+        return value
 
     def objective(coefficients: Tensor) -> Tensor:
         shift = spline.evaluate(coefficients, matrices)
@@ -200,7 +216,9 @@ def _mind_level(
 
     initial = torch.zeros(3, *lattice.shape, device=device)
     if start is not None:
-        dense = spline.evaluate(start.coefficients, spline.grid_matrices(start.lattice, grid, device=str(device)))
+        dense = spline.evaluate(
+            start.coefficients, spline.grid_matrices(start.lattice, grid, device=str(device))
+        )
         initial = torch.stack([spline.fit(lattice, grid, component) for component in dense])
     coefficients, _ = estimate.minimise(objective, initial, settings.iterations)
     with torch.no_grad():

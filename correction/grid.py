@@ -82,7 +82,9 @@ class Frame:
 
     def points_from_lps(self, points_lps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(N, 3) patient LPS mm → (N, 3) frame mm."""
-        return np.linalg.solve(self.directions, (points_lps - self.origin_lps).T).T
+        return np.asarray(
+            np.linalg.solve(self.directions, (points_lps - self.origin_lps).T).T, dtype=np.float64
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class Grid:
     def between(cls, low_mm: Triple, high_mm: Triple, spacing_mm: Triple) -> Grid:
         """The smallest grid of that spacing, centred on the box, whose voxels reach the box's faces."""
         shape = tuple(
-            max(2, int(np.ceil((h - lo) / s)) + 1) for lo, h, s in zip(low_mm, high_mm, spacing_mm, strict=True)
+            max(2, int(np.ceil((h - lo) / s)) + 1)
+            for lo, h, s in zip(low_mm, high_mm, spacing_mm, strict=True)
         )
         first = tuple(
             (lo + h - s * (n - 1)) / 2 for lo, h, s, n in zip(low_mm, high_mm, spacing_mm, shape, strict=True)

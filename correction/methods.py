@@ -63,7 +63,8 @@ class Clinical(_Overridable):
 
     # field
     spacings_mm: tuple[float, ...] = (20.0, 12.0)
-    bending: float = 50.0
+    wide_bending: float = 50.0
+    coarse_bending: tuple[float, ...] = (150.0, 50.0, 500.0, 2000.0)  # the first one meets all starts
     least_jacobian: float = 0.1
     fold_weight: float = 10.0
     iterations: int = 30
@@ -71,7 +72,7 @@ class Clinical(_Overridable):
     # fine pass
     fine_voxel_mm: float = 1.75
     fine_spacing_mm: float = 10.0
-    fine_bending: tuple[float, ...] = (30.0, 100.0, 300.0)
+    fine_bending: tuple[float, ...] = (100.0, 300.0, 1000.0)
     fine_reach_mm: float = 4.0
     fine_iterations: int = 30
 
@@ -95,8 +96,12 @@ class Clinical(_Overridable):
     def __post_init__(self) -> None:
         _require(0 < self.least_jacobian < 1, "least_jacobian must lie between 0 and 1")
         _require(self.label_step_mm > 0 and self.reach_mm >= 2 * self.label_step_mm, "reach_mm is too small")
-        _require(bool(self.spacings_mm) and bool(self.fine_bending), "spacings_mm and fine_bending need a value")
-        _require(min(self.coarse_voxel_mm, self.fine_voxel_mm, self.wide_voxel_mm) > 0.3, "voxel sizes below 0.3 mm")
+        _require(
+            all((self.spacings_mm, self.wide_spacings_mm, self.free_spacings_mm, self.coarse_bending)),
+            "spacings_mm, wide_spacings_mm, free_spacings_mm and coarse_bending need a value",
+        )
+        voxels = (self.coarse_voxel_mm, self.fine_voxel_mm, self.wide_voxel_mm, self.free_voxel_mm)
+        _require(min(voxels) > 0.3, "working voxels must be above 0.3 mm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class _Head:
 def _depth(points: Array) -> Array:
     """About the distance below the brain's surface, mm, negative outside."""
     scaled = points / np.array([62.0, 80.0, 58.0])
-    return (1.0 - np.sqrt((scaled**2).sum(-1))) * 66.0
+    return np.asarray((1.0 - np.sqrt((scaled**2).sum(-1))) * 66.0)
 
 
 def _cavities(points: Array) -> npt.NDArray[np.bool_]:
@@ -164,10 +164,12 @@ def _cavities(points: Array) -> npt.NDArray[np.bool_]:
 def _lattice(noise: Array, points: Array) -> Array:
     """Smooth noise of a 4 mm lattice at points, repeated in space."""
     index = np.moveaxis(points / 4.0 + 32.0, -1, 0)
-    return ndimage.map_coordinates(noise, index, order=1, mode="grid-wrap")
+    return np.asarray(ndimage.map_coordinates(noise, index, order=1, mode="grid-wrap"))
 
 
-def _stack(voxel_mm: tuple[float, float, float], extent_mm: tuple[float, float, float], rotation_deg: float) -> tuple[Array, tuple[int, int, int]]:
+def _stack(
+    voxel_mm: tuple[float, float, float], extent_mm: tuple[float, float, float], rotation_deg: float
+) -> tuple[Array, tuple[int, int, int]]:
     """Affine and (Z, Y, X) of a stack centred on the head, turned about patient z."""
     shape_xyz = [max(2, round(e / v)) for e, v in zip(extent_mm, voxel_mm, strict=True)]
     angle = np.deg2rad(rotation_deg)
@@ -194,7 +196,7 @@ def _points(affine: Array, shape: tuple[int, int, int], fraction: Array | None =
 def _drawn(head: _Head, stack: tuple[Array, tuple[int, int, int]], weighting: int) -> Array:
     """The head on a grid, each voxel the mean of four points inside it (partial volume)."""
     parts = [np.array(part) / 4 for part in ((-1, -1, -1), (1, 1, -1), (1, -1, 1), (-1, 1, 1))]
-    return np.mean([head.tissue_signal(_points(*stack, part), weighting) for part in parts], axis=0)
+    return np.asarray(np.mean([head.tissue_signal(_points(*stack, part), weighting) for part in parts], axis=0))
 
 
 def _limited(shift_mm: Array, spacing_mm: float, axis: int) -> Array:
@@ -219,4 +221,4 @@ def _distort(image: Array, shift_voxels: Array, axis: int, pile_up: bool) -> Arr
 def _with_noise(image: Array, level: float, random: np.random.Generator) -> Array:
     """Magnitude of the image with complex Gaussian noise (Rician)."""
     noise = random.standard_normal((2, *image.shape)) * level
-    return np.hypot(image + noise[0], noise[1]) * 1000.0
+    return np.asarray(np.hypot(image + noise[0], noise[1]) * 1000.0)

@@ -84,7 +84,9 @@ def bounding_box(mask: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(out)
 
 
-def _largest(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _largest(
+    mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """The components that hold at least a tenth of the largest one's voxels (two legs are two)."""
     labels, count = ndimage.label(mask)
     if count <= 1:

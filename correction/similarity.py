@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ def correlation(first: Tensor, second: Tensor, weight: Tensor) -> float:
     return float((a * b * weight).sum() / scale) if float(scale) > 0 else 0.0
 
 
-def local_synthesis(target: Tensor, source: Tensor, weight: Tensor, bins: int, sigma_voxels: Sequence[float]) -> Tensor:
+def local_synthesis(
+    target: Tensor, source: Tensor, weight: Tensor, bins: int, sigma_voxels: Sequence[float]
+) -> Tensor:
     """What `target` would look like as a local function of `source`: E[target | source] near each voxel.
 
     target, source, weight: (A, B, C). The source's range inside the weight is cut into `bins` soft bins;
@@ -90,24 +92,24 @@ class JointHistogram(Function):
         ctx.save_for_backward(fixed, moving)
         ctx.bins = bins  # type: ignore[attr-defined]
         joint = fixed.new_zeros(bins, bins)
-        for f, m in zip(fixed.split(_CHUNK), moving.split(_CHUNK), strict=True):
+        for f, m in _chunks(fixed, moving):
             joint += _windows(f, bins).T @ _windows(m, bins)
         return joint
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, slope: Tensor
-    ) -> tuple[None, Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, slope: Tensor) -> tuple[None, Tensor, None]:
         fixed, moving = ctx.saved_tensors  # type: ignore[attr-defined]
         parts = []
-        for f, m in zip(fixed.split(_CHUNK), moving.split(_CHUNK), strict=True):
+        for f, m in _chunks(fixed, moving):
             first, t = _first_bin(m)
             wanted = (_windows(f, ctx.bins) @ slope).gather(1, first[:, None] + _steps(m))  # type: ignore[attr-defined]
             parts.append((wanted * _cubic_slope(t)).sum(1))
         return None, torch.cat(parts), None
 
 
-def mutual_information(fixed: Tensor, moving: Tensor, ranges: tuple[tuple[float, float], ...], bins: int) -> Tensor:
+def mutual_information(
+    fixed: Tensor, moving: Tensor, ranges: tuple[tuple[float, float], ...], bins: int
+) -> Tensor:
     """Parzen-window mutual information, nats (Thévenaz & Unser 2000): cubic windows on both images.
 
     fixed, moving: (N,) samples, any unit. ranges: (low, high) of each image, fixed for the whole run;
@@ -117,14 +119,20 @@ def mutual_information(fixed: Tensor, moving: Tensor, ranges: tuple[tuple[float,
         2.0 + (x.clamp(low, high) - low) / max(high - low, 1e-12) * (bins - 5)
         for x, (low, high) in zip((fixed, moving), ranges, strict=True)
     ]
-    joint = JointHistogram.apply(positions[0], positions[1], bins)
+    joint: Tensor = JointHistogram.apply(positions[0], positions[1], bins)  # type: ignore[no-untyped-call]
     p = joint / joint.sum()
     p_fixed, p_moving = p.sum(1, keepdim=True), p.sum(0, keepdim=True)
     tiny = 1e-12
-    return (p * (torch.log(p + tiny) - torch.log(p_fixed + tiny) - torch.log(p_moving + tiny))).sum()
+    ratio = torch.log(p + tiny) - torch.log(p_fixed + tiny) - torch.log(p_moving + tiny)
+    return (p * ratio).sum()
 
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 18  # samples at a time, so that windows of 64 bins stay small
+
+
+def _chunks(fixed: Tensor, moving: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(fixed), _CHUNK):
+        yield fixed[start : start + _CHUNK], moving[start : start + _CHUNK]
 
 
 def _view(padded: Tensor, shift: tuple[int, int, int], shape: torch.Size, dilation: int) -> Tensor:

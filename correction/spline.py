@@ -104,7 +104,7 @@ def grid_matrices(
 
 
 def evaluate(coefficients: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Dense values: coefficients (..., nA, nB, nP) and matrices (A, nA), (B, nB), (P, nP) → (..., A, B, P)."""
+    """Dense values: coefficients (..., nA, nB, nP), matrices (A, nA), (B, nB), (P, nP) → (..., A, B, P)."""
     a, b, p = matrices
     out = coefficients @ p.T
     out = b @ out

@@ -48,7 +48,7 @@ class Volume:
     @property
     def axes(self) -> npt.NDArray[np.float64]:
         """(3, 3): columns are the unit vectors of x, y, z in patient LPS."""
-        return self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0))
 
     def with_data(self, data: Tensor) -> Volume:
         """The same grid with other voxels; raises ShapeError when the shapes differ."""

@@ -6,7 +6,7 @@ or a boolean. `Plain` marks what was written without quotes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ def _override(source: Source, name: str, text: str) -> None:
         source.variables[key] = name
 
 
-def _matching(section: Mapping[Hashable, Any], part: str, at: Key) -> str:
+def _matching(section: Iterable[Hashable], part: str, at: Key) -> str:
     """The key of `section` that a part of a variable's name means."""
     for key in section:
         if str(key).casefold() == part.casefold():
@@ -226,4 +226,4 @@ def _parsed(source: Source, name: str, text: str, key: Key) -> Any:
     except yaml.YAMLError:
         source.mistakes.append(Mistake(dotted(key), "is neither valid JSON nor YAML", variable=name))
         return None
-    return _Reader(source, variable=name).value(node, key)
+    return None if node is None else _Reader(source, variable=name).value(node, key)

@@ -7,40 +7,22 @@ series are called by number and description.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
-from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
+from dicom_node.headers import Progress, UnreadableFile, files_below, read_series, summarise
 from rules.classify import SeriesClass, clause
 from rules.facts import SeriesFacts
 from rules.pair import Candidate, Filter, NoPairing, Pairing, PairingPolicy
 from rules.rank import RANKING
 from rules.reasons import Reason
 from rules.study import Outcome, StudyDecision, decide_study
-
-Progress = Callable[[int, int], None]  # files read, files in all
-
-
-@dataclass(frozen=True, slots=True)
-class UnreadableFile:
-    """A file between the images that is none."""
-
-    path: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The instances of some folders by SeriesInstanceUID, each SOP instance once."""
-
-    series: dict[str, list[InstanceFacts]]
-    unreadable: tuple[UnreadableFile, ...]
-    copies: int  # files that repeat a SOPInstanceUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,56 +66,37 @@ class ExplainedSeries:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainedStudy:
+    """The series of one study, by number."""
+
+    study_uid: str
+    series: tuple[ExplainedSeries, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """A folder explained; plain values throughout, so `dataclasses.asdict` makes it JSON."""
 
-    series: tuple[ExplainedSeries, ...]
+    studies: tuple[ExplainedStudy, ...]
     unreadable: tuple[UnreadableFile, ...]
-    copies: int
+    copies: int  # files that repeat an image
+
+    @property
+    def series(self) -> tuple[ExplainedSeries, ...]:
+        """The series of all studies."""
+        return tuple(series for study in self.studies for series in study.series)
 
 
 def explain(
     paths: Sequence[Path], policy: PairingPolicy | None = None, progress: Progress | None = None
 ) -> Explanation:
     """Read every file below `paths` and tell what the node would do with it."""
-    reading = read_series(files_below(paths), progress)
+    reading = read_series(list(files_below(paths)), progress)
     facts = [summarise(instances) for instances in reading.series.values()]
     decision = decide_study(facts, policy)
     told = [_explained(one, decision) for one in sorted(facts, key=_by_number)]
-    return Explanation(tuple(told), reading.unreadable, reading.copies)
-
-
-def files_below(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths` and below them, in a fixed order; hidden ones are left out."""
-    found: set[Path] = set()
-    for path in paths:
-        found.update(
-            p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)
-        )
-        found.add(path)
-    return sorted(p for p in found if p.is_file())
-
-
-def read_series(files: Sequence[Path], progress: Progress | None = None) -> Reading:
-    """Read the header of each file once; of files with one SOPInstanceUID the first counts."""
-    series: dict[str, list[InstanceFacts]] = {}
-    unreadable = []
-    seen: set[str] = set()
-    copies = 0
-    for done, path in enumerate(files, start=1):
-        try:
-            instance = read_instance(path)
-        except Unreadable as problem:
-            unreadable.append(UnreadableFile(str(path), str(problem)))
-        else:
-            if instance.sop_instance_uid in seen:
-                copies += 1
-            else:
-                seen.add(instance.sop_instance_uid)
-                series.setdefault(instance.series_uid, []).append(instance)
-        if progress is not None:
-            progress(done, len(files))
-    return Reading(series, tuple(unreadable), copies)
+    studies = tuple(ExplainedStudy(uid, tuple(group)) for uid, group in groupby(told, lambda s: s.study_uid))
+    return Explanation(studies, reading.unreadable, reading.copies)
 
 
 def _by_number(facts: SeriesFacts) -> tuple[str, int, str]:
@@ -231,14 +194,13 @@ def render(explanation: Explanation) -> Group:
 
 
 def _lines(explanation: Explanation) -> Iterator[Padding]:
-    studies = list(dict.fromkeys(series.study_uid for series in explanation.series))
-    for number, study in enumerate(studies, start=1):
-        members = [series for series in explanation.series if series.study_uid == study]
-        yield _line(f"Study {number} of {len(studies)}: {len(members)} series", 0, "bold", above=1)
-        yield from _part("Will be corrected", members, "correct")
-        yield from _part("Diffusion series that will not be corrected", members, "skip")
-        yield from _part("Everything else", members, "none")
-    if not studies:
+    count = len(explanation.studies)
+    for number, study in enumerate(explanation.studies, start=1):
+        yield _line(f"Study {number} of {count}: {len(study.series)} series", 0, "bold", above=1)
+        yield from _part("Will be corrected", study, "correct")
+        yield from _part("Diffusion series that will not be corrected", study, "skip")
+        yield from _part("Everything else", study, "none")
+    if not explanation.studies:
         yield _line("No DICOM series here.", 0, "bold", above=1)
     if explanation.copies:
         yield _line(f"{explanation.copies} files are copies of images read before.", 0, above=1)
@@ -248,8 +210,8 @@ def _lines(explanation: Explanation) -> Iterator[Padding]:
             yield _line(file.why, 2)
 
 
-def _part(title: str, members: Sequence[ExplainedSeries], action: str) -> Iterator[Padding]:
-    wanted = [series for series in members if series.action == action]
+def _part(title: str, study: ExplainedStudy, action: str) -> Iterator[Padding]:
+    wanted = [series for series in study.series if series.action == action]
     if wanted:
         yield _line(title, 2, "bold", above=1)
     for series in wanted:

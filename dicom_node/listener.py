@@ -20,13 +20,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from io import BytesIO
 from multiprocessing import connection as pipes
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-import structlog
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
@@ -34,6 +32,7 @@ from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
 
 from dicom_node.ledger import Ledger
+from dicom_node.log import get_logger
 from dicom_node.received import (
     UNCOMPRESSED,
     Identity,
@@ -44,14 +43,23 @@ from dicom_node.received import (
     supported_transfer_syntaxes,
 )
 from dicom_node.records import InstanceRecord
-from dicom_node.sockets import GuardedServer, TlsSettings, server_context, tune
+from dicom_node.sockets import (
+    GuardedServer,
+    TlsSettings,
+    close_for_both,
+    server_context,
+    tune,
+    wake_when_closed,
+)
 from dicom_node.spool import Occupied, Spool, SpoolError
 from dicom_node.statuses import Answer
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_acceptable, normalise
 
-# not by way of dicom_node.log: it imports the settings, and these the engine with 300 MB of torch
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
+MAX_COMMAND_BYTES = 64 * 1024  # a command set has a few hundred
+MAX_OUTSTANDING = 4  # requests; without an asynchronous window, which we never grant, it is one
+STOP_S = 2.0  # for aborts to go out when the listener stops
 TICK_S = 0.2  # how soon the listener notices that it shall stop, or that an association was lost
 
 _COMMENTS = {  # ErrorComment (0000,0902): at most 64 characters, no patient data
@@ -175,9 +183,10 @@ class Listener:
         server = entity.make_server(
             (settings.bind, settings.port),
             evt_handlers=[
-                (evt.EVT_CONN_OPEN, tune, [settings.stall_timeout_s]),
+                (evt.EVT_CONN_OPEN, tune, [settings.acse_timeout_s]),
+                (evt.EVT_CONN_CLOSE, wake_when_closed),
                 (evt.EVT_REQUESTED, self._admit),
-                (evt.EVT_PDU_RECV, self._limit_size),
+                (evt.EVT_PDU_RECV, self._limit_memory),
                 (evt.EVT_DIMSE_RECV, _mark_missing_uid),
                 (evt.EVT_C_STORE, self._on_store),
                 (evt.EVT_RELEASED, self._on_end, [False]),
@@ -188,7 +197,6 @@ class Listener:
         entity._servers.append(server)  # as AE.start_server does; shutdown() removes it again
         server.tls = tls
         server.first_bytes_timeout_s = settings.acse_timeout_s
-        server.max_associations = settings.max_associations
         server.each_tick = self._bury_lost_associations
         self._server = server
         self._thread = threading.Thread(
@@ -204,8 +212,17 @@ class Listener:
             return
         server.shutdown()
         thread.join()
-        for association in server.active_associations:
-            association.abort()
+        aborting = [
+            (threading.Thread(target=association.abort, daemon=True), association)
+            for association in server.active_associations
+        ]
+        for abort, _ in aborting:
+            abort.start()
+        deadline = time.monotonic() + STOP_S
+        for abort, association in aborting:
+            abort.join(max(0.0, deadline - time.monotonic()))
+            if abort.is_alive():  # its peer is stalled in the middle of a PDU
+                close_for_both(association.dul.socket.socket)
         self._bury_lost_associations(lost_only=False)
         self._server = self._thread = None
 
@@ -230,7 +247,11 @@ class Listener:
 
     def _admit(self, event: Event) -> None:
         """Reject whoever may not associate (PS3.8 table 9-21), whatever goes wrong here included."""
-        association = event.assoc
+        association, server = event.assoc, self._server
+        connection = association.dul.socket.socket
+        if server is not None and connection is not None:
+            server.admitted(connection)
+            connection.settimeout(self._settings.stall_timeout_s)
         try:
             request = association.requestor.primitive
             calling, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
@@ -287,14 +308,21 @@ class Listener:
         for association in ended:
             self._end(association, aborted=True)
 
-    def _limit_size(self, event: Event) -> None:
-        """A data set that never ends must not fill the memory."""
-        message = event.assoc.dimse.message
-        data = getattr(message, "data_set", None)
-        if data is not None and data.tell() > self._settings.max_instance_bytes:
-            _log.warning("association aborted: an instance is too large", bytes=data.tell())
-            message.data_set = BytesIO()
-            event.assoc.abort()
+    def _limit_memory(self, event: Event) -> None:
+        """Close a connection whose message never ends, or whose requests do not wait for their answers."""
+        dimse, message = event.assoc.dimse, event.assoc.dimse.message
+        if dimse.msg_queue.qsize() > MAX_OUTSTANDING:
+            excess = "requests"
+        elif message is None or message.data_set is None:
+            return
+        elif message.data_set.tell() > self._settings.max_instance_bytes:
+            excess = "instance"
+        elif message.encoded_command_set.tell() > MAX_COMMAND_BYTES:
+            excess = "command"
+        else:
+            return
+        _log.warning("connection closed: its peer would fill the memory", kind=excess)
+        close_for_both(event.assoc.dul.socket.socket)
 
     # ---------------------------------------------------------------- C-STORE
 

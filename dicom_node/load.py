@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from pydicom.pixels import iter_pixels
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from correction.volume import Volume
 from dicom_node.headers import (
@@ -53,10 +55,14 @@ class LoadedSeries:
     def lowest_b(self) -> tuple[int, ...]:
         """Indices of the volumes of the lowest shell: b up to 20 s/mm², else those nearest the lowest.
 
-        Volumes without a b-value count only where no volume has one; phase images never count.
+        Volumes without a b-value count only where no volume has one; maps and phase images never count.
         """
         volumes = self.arrangement.volumes
-        magnitude = [index for index, volume in enumerate(volumes) if volume.component in ("", "MAGNITUDE")]
+        magnitude = [
+            index
+            for index, volume in enumerate(volumes)
+            if volume.component in ("", "MAGNITUDE") and not volume.frames[0].is_map
+        ]
         weighted = {index: b for index in magnitude if (b := volumes[index].b_value) is not None}
         if not weighted:
             return tuple(magnitude)
@@ -80,7 +86,7 @@ def load(instances: Sequence[InstanceFacts]) -> LoadedSeries:
         for number, volume in enumerate(arrangement.volumes)
         for index, frame in enumerate(volume.frames)
     ]
-    return LoadedSeries(facts, arrangement, _read(cells, shape), arrangement.affine)
+    return LoadedSeries(facts, arrangement, _read(cells, shape, _deflated(instances)), arrangement.affine)
 
 
 def load_reference(instances: Sequence[InstanceFacts]) -> Volume:
@@ -96,17 +102,29 @@ def load_reference(instances: Sequence[InstanceFacts]) -> Volume:
         raise GeometryProblem("The series holds no magnitude images.")
     first = min(magnitude, key=lambda volume: volume.echo_time_ms or 0.0)
     cells = [(0, index, frame) for index, frame in enumerate(first.frames)]
-    return Volume.from_numpy(_read(cells, (1, *arrangement.shape))[0], arrangement.affine)
+    voxels = _read(cells, (1, *arrangement.shape), _deflated(instances))
+    return Volume.from_numpy(voxels[0], arrangement.affine)
 
 
-def _read(cells: Iterable[Cell], shape: tuple[int, int, int, int]) -> npt.NDArray[np.float32]:
+def _deflated(instances: Sequence[InstanceFacts]) -> frozenset[Path]:
+    """The files that are deflated as a whole: their pixels cannot be sought, only inflated."""
+    return frozenset(
+        instance.path
+        for instance in instances
+        if instance.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+    )
+
+
+def _read(
+    cells: Iterable[Cell], shape: tuple[int, int, int, int], deflated: frozenset[Path]
+) -> npt.NDArray[np.float32]:
     """The cells' slices in one (V, Z, Y, X) array."""
     voxels = np.empty(shape, dtype=np.float32)
     by_file: dict[Path, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         by_file[cell[2].path][cell[2].frame or 0].append(cell)
     for path, wanted in by_file.items():
-        for number, picture in _pictures(path, wanted):
+        for number, picture in _pictures(path, wanted, path in deflated):
             for volume, index, frame in wanted[number]:
                 stored = _slice_of(picture, frame)
                 target = voxels[volume, index]
@@ -116,11 +134,12 @@ def _read(cells: Iterable[Cell], shape: tuple[int, int, int, int]) -> npt.NDArra
     return voxels
 
 
-def _pictures(path: Path, wanted: Mapping[int, object]) -> Iterator[tuple[int, Stored]]:
+def _pictures(path: Path, wanted: Mapping[int, object], inflate: bool) -> Iterator[tuple[int, Stored]]:
     """Stored pixel values of the wanted frames of one file, each (rows, columns)."""
     numbers = sorted(wanted)
     try:
-        yield from zip(numbers, iter_pixels(path, indices=numbers), strict=True)
+        source = pydicom.dcmread(path) if inflate else path
+        yield from zip(numbers, iter_pixels(source, indices=numbers), strict=True)
     except MemoryError:
         raise
     except OSError as error:

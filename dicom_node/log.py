@@ -215,6 +215,7 @@ def _take_over_libraries(level: int) -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] not in SILENT:
             logger.handlers.clear()
+            logger.setLevel(logging.NOTSET)  # the root's level decides; some libraries set their own to INFO
             logger.propagate = True
     for name in SILENT:
         silent = logging.getLogger(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dicom_node.compute import (
     phase_encoding_of,
 )
 from dicom_node.derive import DerivePolicy
-from dicom_node.headers import InstanceFacts, Unreadable, files_below, read_instance, summarise
+from dicom_node.headers import InstanceFacts, files_below, read_series, summarise
 from dicom_node.nifti import NiftiProblem, lowest_shell, read_b_values, read_nifti, write_displacement
 from dicom_node.outputs import Described, report, write_images, write_picture, write_report
 from rules.facts import SeriesFacts
@@ -117,7 +117,8 @@ def correct_input(request: Request, progress: SeriesProgress) -> Report:
 
 
 def _correct_study(request: Request, progress: SeriesProgress) -> Report:
-    series, unreadable = read_series(files_below(request.inputs))
+    reading = read_series(list(files_below(request.inputs)))
+    series = reading.series
     if not series:
         raise InputProblem(f"There is no readable DICOM image in {', '.join(map(str, request.inputs))}.")
     facts = {uid: summarise(instances) for uid, instances in series.items()}
@@ -141,21 +142,7 @@ def _correct_study(request: Request, progress: SeriesProgress) -> Report:
     if not results:
         told = "; ".join(f"{item.name}: {item.text}" for item in skipped)
         raise InputProblem(f"Nothing was corrected. {told}")
-    return Report(tuple(results), tuple(skipped), unreadable)
-
-
-def read_series(paths: Iterable[Path]) -> tuple[dict[str, list[InstanceFacts]], tuple[str, ...]]:
-    """The readable instances by SeriesInstanceUID, and a sentence for each file that is none."""
-    series: dict[str, list[InstanceFacts]] = {}
-    unreadable = []
-    for path in paths:
-        try:
-            instance = read_instance(path)
-        except Unreadable as error:
-            unreadable.append(str(error))
-        else:
-            series.setdefault(instance.series_uid, []).append(instance)
-    return series, tuple(unreadable)
+    return Report(tuple(results), tuple(skipped), tuple(file.why for file in reading.unreadable))
 
 
 def _given_reference(path: Path | None) -> list[InstanceFacts] | None:
@@ -166,7 +153,7 @@ def _given_reference(path: Path | None) -> list[InstanceFacts] | None:
             f"The input is DICOM and the reference {path} is NIfTI; give the folder of a DICOM series, "
             "so that the derived series can name what it was corrected with."
         )
-    series, _ = read_series(files_below([path]))
+    series = read_series(list(files_below([path]))).series
     if len(series) != 1:
         raise InputProblem(f"The reference {path} holds {len(series)} DICOM series; give a folder with one.")
     return next(iter(series.values()))

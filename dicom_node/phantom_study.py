@@ -20,8 +20,8 @@ from pydicom.uid import MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from correction.volume import Volume
-from dicom_node.instance_file import put, write_instance
-from dicom_node.provenance import uid_of
+from dicom_node.derive.instance_file import put, write_instance
+from dicom_node.derive.provenance import uid_of
 from rules.facts import Vec3
 
 STORED_MAX = 4000.0  # of the brightest voxel of a series: twelve bits, as scanners store

@@ -134,6 +134,7 @@ class Reconciler:
                 and age_s < wait_s
                 and classify(facts, self._policy.pairing.overrides).corrects
             ):
+                busy.add(growth.study_uid)  # its by-products must not be taken for the only copy
                 continue
             if self._ledger.complete_series(
                 growth.series_uid,

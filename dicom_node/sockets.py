@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 from pynetdicom import _config, evt
 from pynetdicom.events import Event
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket, ThreadedAssociationServer
+
+from dicom_node.log import get_logger
 
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 15
@@ -216,9 +217,9 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
     """Accepts connections; a connection becomes an association only once its peer has spoken.
 
     The wait for the first bytes and the TLS handshake happen in the connection's own thread, under a
-    timeout. Of the connections that are silent, only the `MAX_WAITING` youngest are kept: port probes
-    and half-open handshakes occupy neither association slots nor more than a few descriptors, and a
-    real peer, which speaks at once, gets through between them.
+    timeout. Of the connections that were not admitted yet, only the `MAX_WAITING` youngest are kept: port
+    probes, half-open handshakes and peers that never finish their request occupy neither association
+    slots nor more than a few descriptors, and a real peer, which speaks at once, gets through.
     """
 
     request_queue_size = 128
@@ -226,7 +227,6 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
     # set by the listener right after construction, before serving
     tls: ssl.SSLContext | None = None
     first_bytes_timeout_s: float = 30.0
-    max_associations: int = 50
     each_tick: Callable[[], None] | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -240,15 +240,15 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
         return connection, address
 
     def process_request(self, request: socket.socket, client_address: Any) -> None:
-        """Hand the connection to a thread of its own; the longest-silent one gives way to the newest."""
+        """Hand the connection to a thread of its own; the longest-waiting one gives way to the newest."""
+        self._forget(lambda waiting: waiting.fileno() < 0)
         with self._waiting_lock:
             self._waiting[id(request)] = request
             evicted = None
             if len(self._waiting) > MAX_WAITING:
                 evicted = self._waiting.pop(next(iter(self._waiting)))
         if evicted is not None:
-            with suppress(OSError):
-                evicted.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
+            close_for_both(evicted)  # wakes its thread
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: socket.socket, client_address: Any) -> None:
@@ -267,14 +267,18 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
                 spoke = True
         except OSError:  # silence, a failed handshake, or evicted
             spoke = False
-        finally:
-            with self._waiting_lock:
-                self._waiting.pop(id(request), None)
-        # a few more than are served, so that the excess can be told so by a rejection
-        if not spoke or len(self.active_associations) >= self.max_associations + MAX_WAITING:
+        if spoke:
+            super().process_request_thread(connection, client_address)
+        else:
             self.shutdown_request(connection)
-            return
-        super().process_request_thread(connection, client_address)
+
+    def admitted(self, connection: socket.socket) -> None:
+        """The listener has decided about this connection: it waits no longer and will not be evicted."""
+        self._forget(lambda waiting: waiting is connection)
+
+    def _forget(self, done: Callable[[socket.socket], bool]) -> None:
+        with self._waiting_lock:
+            self._waiting = {key: waiting for key, waiting in self._waiting.items() if not done(waiting)}
 
     def service_actions(self) -> None:
         """Called by serve_forever with each tick."""
@@ -284,4 +288,20 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection whose association could not be built is closed; socketserver would print it."""
-        structlog.get_logger(__name__).exception("a connection failed before its association began")
+        get_logger(__name__).exception("a connection failed before its association began")
+
+
+def close_for_both(raw: socket.socket | None) -> None:
+    """End a connection from another thread than the one that reads it, which notices at once."""
+    if raw is not None:
+        with suppress(OSError):
+            raw.shutdown(socket.SHUT_RDWR)
+
+
+def wake_when_closed(event: Event) -> None:
+    """Handler of EVT_CONN_CLOSE for the acceptor: a peer that left before it asked for an association.
+
+    pynetdicom's thread would go on waiting for the request until its timeout.
+    """
+    if event.assoc.requestor.primitive is None:
+        event.assoc.dul.to_user_queue.put(None)

@@ -96,7 +96,8 @@ def epi(facts: SeriesFacts) -> Evidence:
     """Was it acquired with echo-planar imaging? None where nothing in the header tells."""
     if "EP" in facts.scanning_sequence and facts.sop_class_uid not in _ENHANCED:
         return Evidence(True, "ScanningSequence says EP", "ScanningSequence")
-    if facts.epi_factor is not None and facts.epi_factor > 1:
+    # in a gradient echo without EPI (TFE), enhanced objects count the echoes of a shot under the same name
+    if facts.epi_factor is not None and facts.epi_factor > 1 and facts.echo_planar is not False:
         return Evidence(True, f"the EPI factor is {facts.epi_factor}", "EPI factor")
     if facts.echo_planar or "EP" in facts.scanning_sequence:
         return Evidence(True, "EchoPlanarPulseSequence says YES", "EchoPlanarPulseSequence")

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from certificates import make_certificates, tls
 from instances import encoded, mr_dataset, write_series
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
@@ -327,8 +327,12 @@ def test_an_unexpected_error_is_a_processing_failure_and_the_association_lives_o
 
 def test_an_instance_beyond_the_largest_size_ends_its_association_only(start: Callable[..., Node]) -> None:
     node = start(max_instance_bytes=300_000)
-    with Scu(node.port) as scu, pytest.raises(AssertionError, match="no answer"):
-        scu.send(encoded(mr_dataset(sop_uid=UID, size=1024)))
+    before = threading.active_count()
+    with Scu(node.port) as scu:
+        with pytest.raises(AssertionError, match="no answer"):
+            scu.send(encoded(mr_dataset(sop_uid=UID, size=1024)))
+        scu.association.kill()
+    wait_until(lambda: threading.active_count() <= before)
     with Scu(node.port) as scu:
         assert scu.send(encoded(mr_dataset(sop_uid=UID)))[0] == 0x0000
 
@@ -430,6 +434,17 @@ def test_a_scanner_that_loses_its_power_mid_instance_leaves_neither_slot_nor_fil
     raw.close()
 
 
+def test_stopping_does_not_wait_for_a_peer_that_is_stalled(start: Callable[..., Node]) -> None:
+    node = start()
+    scu = Scu(node.port)
+    scu.association.dul.socket.socket.sendall(b"\x04\x00" + (5000).to_bytes(4, "big"))
+    time.sleep(0.2)
+    began = time.monotonic()
+    node.listener.stop()
+    assert time.monotonic() - began < listener_module.STOP_S + 1
+    scu.association.kill()
+
+
 def test_stopping_aborts_what_is_open_and_frees_the_port(start: Callable[..., Node]) -> None:
     node = start()
     scu = Scu(node.port)
@@ -459,6 +474,41 @@ def test_silent_connections_take_no_slot_and_only_a_few_descriptors(
         for probe in probes:
             probe.close()
     wait_until(lambda: threading.active_count() <= before)
+
+
+def test_connections_that_never_finish_their_request_take_no_slot_either(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "MAX_WAITING", 8)
+    node = start(max_associations=2)
+    before = threading.active_count()
+    slow = []
+    try:
+        for _ in range(60):
+            slow.append(socket.create_connection(("127.0.0.1", node.port)))
+            slow[-1].sendall(b"\x01")
+        assert echo(node.peer()).answered
+        wait_until(lambda: threading.active_count() <= before + 2 * 10)
+    finally:
+        for connection in slow:
+            connection.close()
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def test_requests_that_do_not_wait_for_their_answers_end_the_connection(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start()
+    monkeypatch.setattr(node.listener, "_store", lambda *_: time.sleep(0.5))
+    with Scu(node.port) as scu:
+        request = C_STORE()
+        request.MessageID = 1
+        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MRImageStorage, UID
+        for _ in range(20):
+            request.DataSet = BytesIO(encoded(mr_dataset(sop_uid=UID)))
+            scu.association.dimse.send_msg(request, scu.association.accepted_contexts[0].context_id)
+        wait_until(lambda: not node.listener._visits)
+        scu.association.kill()
 
 
 def test_probes_that_connect_and_leave_are_forgotten_at_once(start: Callable[..., Node]) -> None:
@@ -491,26 +541,9 @@ def test_noise_ends_its_own_connection_only(start: Callable[..., Node], noise: b
 # -------------------------------------------------------------------- TLS
 
 
-def openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A test CA (ca.pem), and node.pem, peer.pem signed by it; stranger.pem by nobody. Keys beside them."""
-    folder = tmp_path_factory.mktemp("certificates")
-    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    for name, subject in [("ca", "/CN=test authority"), ("stranger", "/CN=stranger")]:
-        openssl(*new, "-subj", subject, "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
-    signed = ["-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
-    for name in ("node", "peer"):
-        out = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"]
-        openssl(*new, "-subj", f"/CN={name}", *signed, *out, "-addext", "basicConstraints=critical,CA:FALSE")
-    return folder
-
-
-def tls(folder: Path, name: str) -> TlsSettings:
-    return TlsSettings(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 def test_mutual_tls_carries_instances_and_keeps_strangers_out(

@@ -13,6 +13,7 @@ from correction.grid import Frame, Grid
 from correction.landmarks.points import FrameLandmarks, Landmarks
 
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 # lengths in mm; the order is that of the filters
 OFF_AXIS_MM = 1.5
@@ -64,15 +65,15 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
     dropped = {"outside the head": int((~alive).sum())}
     off_axis = np.median(shift[alive][:, :2], axis=0) if alive.any() else np.zeros(2)
 
-    def drop(name: str, bad: npt.NDArray[np.bool_]) -> None:
+    def drop(name: str, bad: Flags) -> None:
         nonlocal alive
         dropped[name] = int((alive & bad).sum())
         alive = alive & ~bad
 
     if one_axis:
         limit = max(OFF_AXIS_MM, max(frame.spacing_mm[:2]))
-        drop("off the phase-encode axis", (np.abs(shift[:, :2] - off_axis) > limit).any(axis=1))
-    drop("implausibly far", np.abs(shift).max(axis=1) > BOUND_MM)
+        drop("off the phase-encode axis", np.asarray((np.abs(shift[:, :2] - off_axis) > limit).any(axis=1)))
+    drop("implausibly far", np.asarray((np.abs(shift) > BOUND_MM).any(axis=1)))
     lone = np.zeros(len(score), dtype=bool)
     for _ in range(2):
         lone |= _disagreeing(fixed, shift, alive & ~lone)
@@ -95,14 +96,14 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
     )  # fmt: skip
 
 
-def _in_head(points: Array, grid: Grid, head: torch.Tensor) -> npt.NDArray[np.bool_]:
+def _in_head(points: Array, grid: Grid, head: torch.Tensor) -> Flags:
     index = np.rint((points - np.asarray(grid.first_mm)) / np.asarray(grid.spacing_mm)).astype(int)
     inside = ((index >= 0) & (index < np.asarray(grid.shape))).all(axis=1)
     clipped = np.clip(index, 0, np.asarray(grid.shape) - 1)
     return np.asarray(head.cpu().numpy()[tuple(clipped.T)] & inside)
 
 
-def _disagreeing(points: Array, shift: Array, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _disagreeing(points: Array, shift: Array, alive: Flags) -> Flags:
     """Farther from the median of the nearest neighbours than max(2 mm, 3 robust SDs) in any axis."""
     bad = np.zeros(len(points), dtype=bool)
     where = np.flatnonzero(alive)
@@ -116,7 +117,9 @@ def _disagreeing(points: Array, shift: Array, alive: npt.NDArray[np.bool_]) -> n
     return bad
 
 
-def _folding(points: Array, shift: Array, score: Array, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _folding(
+    points: Array, shift: Array, score: Array, alive: Flags
+) -> Flags:
     """The weaker of two neighbours whose shifts would swap their order along phase encode."""
     bad = np.zeros(len(points), dtype=bool)
     where = np.flatnonzero(alive)
@@ -131,7 +134,7 @@ def _folding(points: Array, shift: Array, score: Array, alive: npt.NDArray[np.bo
     return bad
 
 
-def _crowded(points: Array, score: Array, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _crowded(points: Array, score: Array, alive: Flags) -> Flags:
     """All but the best few of each cell, so that edges do not outvote the middle."""
     bad = np.zeros(len(points), dtype=bool)
     where = np.flatnonzero(alive)
@@ -139,8 +142,11 @@ def _crowded(points: Array, score: Array, alive: npt.NDArray[np.bool_]) -> npt.N
         return bad
     cells = np.unique(np.floor(points[where] / CELL_MM), axis=0, return_inverse=True)[1].ravel()
     order = np.lexsort((-score[where], cells))
-    rank = np.arange(len(order)) - np.concatenate([[0], np.flatnonzero(np.diff(cells[order])) + 1])[
-        np.cumsum(np.concatenate([[0], (np.diff(cells[order]) != 0).astype(int)]))
-    ]
+    rank = (
+        np.arange(len(order))
+        - np.concatenate([[0], np.flatnonzero(np.diff(cells[order])) + 1])[
+            np.cumsum(np.concatenate([[0], (np.diff(cells[order]) != 0).astype(int)]))
+        ]
+    )
     bad[where[order[rank >= MOST_PER_CELL]]] = True
     return bad

@@ -30,7 +30,12 @@ class Landmarks:
         fixed = np.asarray(self.fixed_mm, dtype=np.float64)
         moving = np.asarray(self.moving_mm, dtype=np.float64)
         confidence = np.asarray(self.confidence, dtype=np.float64)
-        if fixed.ndim != 2 or fixed.shape[1] != 3 or moving.shape != fixed.shape or confidence.shape != fixed.shape[:1]:
+        if (
+            fixed.ndim != 2
+            or fixed.shape[1] != 3
+            or moving.shape != fixed.shape
+            or confidence.shape != fixed.shape[:1]
+        ):
             raise ShapeError(
                 "Landmarks need fixed_mm (N, 3), moving_mm (N, 3) and confidence (N,), not "
                 f"{fixed.shape}, {moving.shape}, {confidence.shape}"

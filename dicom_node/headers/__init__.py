@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dicom_node.headers.arrange import arrange
-from dicom_node.headers.folder import files_below
+from dicom_node.headers.folder import Progress, Reading, UnreadableFile, files_below, read_series
 from dicom_node.headers.instance import Arrangement, FrameFacts, InstanceFacts, VolumeFacts
 from dicom_node.headers.problems import GeometryProblem, HeaderError, Unreadable
 from dicom_node.headers.read import read_instance
@@ -15,10 +15,14 @@ __all__ = [
     "GeometryProblem",
     "HeaderError",
     "InstanceFacts",
+    "Progress",
+    "Reading",
     "Unreadable",
+    "UnreadableFile",
     "VolumeFacts",
     "arrange",
     "files_below",
     "read_instance",
+    "read_series",
     "summarise",
 ]

@@ -96,7 +96,8 @@ def with_unwritten_b0(frames: Stack, vendors: Iterable[Vendor]) -> Stack:
         return frames
     source = next(frame.b_source for frame in frames if frame.b_value)
     return [
-        replace(frame, b_value=0.0, b_source=source) if frame.b_value is None else frame for frame in frames
+        replace(frame, b_value=0.0, b_source=source) if frame.b_value is None and not frame.is_map else frame
+        for frame in frames
     ]
 
 

@@ -1,9 +1,33 @@
-"""The files of a folder, whatever they are."""
+"""The DICOM instances of a folder, between whatever else lies there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from dicom_node.headers.instance import InstanceFacts
+from dicom_node.headers.problems import Unreadable
+from dicom_node.headers.read import read_instance
+
+Progress = Callable[[int, int], None]  # files read, files in all
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableFile:
+    """A file between the images that is none."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The instances of some folders by SeriesInstanceUID, each SOP instance once."""
+
+    series: dict[str, list[InstanceFacts]]
+    unreadable: tuple[UnreadableFile, ...]
+    copies: int  # files that repeat a SOPInstanceUID
 
 
 def files_below(paths: Iterable[Path]) -> Iterator[Path]:
@@ -17,3 +41,25 @@ def files_below(paths: Iterable[Path]) -> Iterator[Path]:
             yield from files_below(inside)
         elif path.is_file():
             yield path
+
+
+def read_series(files: Sequence[Path], progress: Progress | None = None) -> Reading:
+    """Read the header of each file once; of files with one SOPInstanceUID the first counts."""
+    series: dict[str, list[InstanceFacts]] = {}
+    unreadable = []
+    seen: set[str] = set()
+    copies = 0
+    for done, path in enumerate(files, start=1):
+        try:
+            instance = read_instance(path)
+        except Unreadable as problem:
+            unreadable.append(UnreadableFile(str(path), str(problem)))
+        else:
+            if instance.sop_instance_uid in seen:
+                copies += 1
+            else:
+                seen.add(instance.sop_instance_uid)
+                series.setdefault(instance.series_uid, []).append(instance)
+        if progress is not None:
+            progress(done, len(files))
+    return Reading(series, tuple(unreadable), copies)

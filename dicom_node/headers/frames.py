@@ -29,11 +29,13 @@ def read_frames(
         return (), ""
     reader = READERS[scan.vendor]
     if frames:
-        slices = (
+        slices = tuple(
             _slice(reader, path, sop_instance_uid, header, rows, columns, number)
             for number, header in enumerate(frames)
         )
-        return tuple(slices), ""
+        said = shared.integer(tags.NUMBER_OF_FRAMES)
+        whole = said is None or said == len(slices)
+        return slices, "" if whole else f"The file says {said} frames and describes {len(slices)} of them."
     count = shared.integer(tags.NUMBER_OF_FRAMES) or 1
     if count > 1:  # a multi-frame picture without functional groups: its frames have no place
         bare = FrameFacts(sop_instance_uid, path, rows=rows, columns=columns)

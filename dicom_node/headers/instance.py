@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from rules.facts import Directionality, SeriesFacts, Vec3
 
+# ImageType values of maps that scanners append to a diffusion series
+_MAPS = frozenset({"ADC", "ADC_UNSPECIFIED", "EADC", "EXP", "EXPONENTIAL", "FA", "RA", "VR", "MD", "TENSOR"})
+
 
 @dataclass(frozen=True, slots=True)
 class FrameFacts:
@@ -52,6 +55,11 @@ class FrameFacts:
     # stored value × slope + intercept = real-world value
     slope: float = 1.0
     intercept: float = 0.0
+
+    @property
+    def is_map(self) -> bool:
+        """Computed from measured images: no weighting of its own, whatever b-value it carries."""
+        return not _MAPS.isdisjoint(self.image_type)
 
     @property
     def normal(self) -> Vec3 | None:

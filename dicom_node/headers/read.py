@@ -19,6 +19,7 @@ from dicom_node.headers.instance import InstanceFacts
 from dicom_node.headers.problems import Unreadable
 from dicom_node.headers.scan import read_scan, with_readout
 
+_BLOB_BYTES = 1 << 20  # raw data and spectra; nothing that is read here is as large
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -29,7 +30,7 @@ def read_instance(path: Path) -> InstanceFacts:
     """
     try:
         with _tolerant_pydicom():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True)
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, defer_size=_BLOB_BYTES)
             return _facts(path, dataset)
     except Unreadable:
         raise

@@ -37,13 +37,14 @@ def read_scan(header: Header, root: Header) -> SeriesFacts:
         series_uid=root.text(tags.SERIES_INSTANCE_UID),
         study_uid=root.text(tags.STUDY_INSTANCE_UID),
         frame_of_reference_uid=root.text(tags.FRAME_OF_REFERENCE_UID) or None,
-        patient_key="\\".join((root.text(tags.PATIENT_ID), root.text(tags.ISSUER_OF_PATIENT_ID))),
+        patient_key=_patient_key(root),
         series_number=root.integer(tags.SERIES_NUMBER),
         modality=root.text(tags.MODALITY).upper(),
         sop_class_uid=root.text(tags.SOP_CLASS_UID),
         instances=1,
         description=root.text(tags.SERIES_DESCRIPTION),
         protocol_name=root.text(tags.PROTOCOL_NAME),
+        body_part=root.text(tags.BODY_PART_EXAMINED).upper(),
         sequence_name=reader.sequence_name(header),
         vendor=vendor,
         manufacturer=manufacturer,
@@ -78,6 +79,12 @@ def read_scan(header: Header, root: Header) -> SeriesFacts:
         columns=columns,
         phase_encoding=phase_encoding,
     )
+
+
+def _patient_key(root: Header) -> str:
+    """PatientID with its issuer; empty without an ID, so that two unknown patients are not one."""
+    patient_id = root.text(tags.PATIENT_ID)
+    return f"{patient_id}\\{root.text(tags.ISSUER_OF_PATIENT_ID)}" if patient_id else ""
 
 
 def with_readout(scan: SeriesFacts, header: Header, slices: tuple[FrameFacts, ...]) -> SeriesFacts:

@@ -29,8 +29,9 @@ def summarise(instances: Sequence[InstanceFacts]) -> SeriesFacts:
     """
     if not instances:
         raise ValueError("summarise() needs at least one instance")
+    instances = sorted(instances, key=_order)
     images = one_copy(instances)
-    said = _combined(sorted(images or instances, key=_order))
+    said = _combined(images or instances)
     frames = [frame for instance in images for frame in instance.frames]
     said = replace(
         said,

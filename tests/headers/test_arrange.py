@@ -108,7 +108,7 @@ def test_a_slice_missing_from_every_volume_is_seen_as_a_gap() -> None:
 
 def test_an_interrupted_series_is_refused_with_the_number_of_missing_slices() -> None:
     with pytest.raises(GeometryProblem, match="and 2 more"):
-        arrange([one for one in stack(20, b_value=0.0) + stack(15, b_value=700.0, first_number=21)])
+        arrange(stack(20, b_value=0.0) + stack(15, b_value=700.0, first_number=21))
 
 
 def test_repeats_are_volumes_of_their_own() -> None:
@@ -164,6 +164,13 @@ def test_an_unwritten_b_value_beside_weighted_volumes_is_0(vendor: Vendor) -> No
     assert [volume.b_value for volume in arrange(instances).volumes] == [0, 1500]
 
 
+def test_a_map_inside_the_series_is_not_taken_for_b_0() -> None:
+    map_ = stack(vendor=Vendor.CANON, image_type=("DERIVED", "PRIMARY", "ADC"), first_number=9)
+    instances = stack(b_value=0.0, vendor=Vendor.CANON)
+    instances += stack(b_value=1500.0, first_number=5, vendor=Vendor.CANON) + map_
+    assert [volume.b_value for volume in arrange(instances).volumes] == [0, 1500, None]
+
+
 def test_an_unwritten_b_value_of_another_vendor_stays_unknown() -> None:
     instances = stack(vendor=Vendor.SIEMENS) + stack(b_value=1500.0, first_number=5, vendor=Vendor.SIEMENS)
     assert [volume.b_value for volume in arrange(instances).volumes] == [None, 1500]
@@ -187,7 +194,7 @@ def test_rounded_orientation_and_position_text_does_not_split_a_stack() -> None:
     [
         (stack(3) + stack(3, orientation=SAGITTAL, first_number=4), "mixes 2 slice orientations"),
         (stack(3) + stack(3, first_number=4, rows=16), "different matrix"),
-        (stack(3)[:2] + stack(3, origin=(0.0, 4.0, 0.0), first_number=3)[2:], "shift in their plane"),
+        (stack(3)[:2] + stack(3, origin=(0.0, 4.0, 0.0), first_number=3)[2:], "shifted within their plane"),
         (stack(3, position_mm=None), "no position"),
         (stack(3, spacing_mm=None), "no pixel spacing"),
         ([], "no image"),
@@ -227,5 +234,3 @@ def test_a_single_slice_has_its_thickness_as_step() -> None:
     arranged = arrange(stack(1, step_mm=5.0))
     assert arranged.shape == (1, 8, 10)
     assert np.linalg.norm(arranged.affine[:3, 2]) == pytest.approx(5.0)
-
-

@@ -6,7 +6,7 @@ import struct
 from datetime import datetime
 
 import pytest
-from made_headers import add_private, data_set, header
+from made_headers import add_private, dataset_of, header
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -63,7 +63,7 @@ def test_the_first_block_is_tried_where_every_creator_was_stripped() -> None:
 
 
 def test_a_sequence_that_became_un_is_still_read() -> None:
-    item = data_set({"ImagePositionPatient": [1.0, 2.0, 3.0]})
+    item = dataset_of({"ImagePositionPatient": [1.0, 2.0, 3.0]})
     made = add_private(Dataset(), 0x0065, "Image Private Header", {0x51: ("SQ", Sequence([item, item]))})
     assert len(header(made, implicit=True).private_items(0x0065, "Image Private Header", 0x51)) == 2
 
@@ -74,13 +74,13 @@ def test_bytes_that_only_look_like_items_are_no_items() -> None:
 
 
 def test_padding_is_no_part_of_a_text() -> None:
-    made = data_set({"SeriesDescription": "T2 tra ", "ScanOptions": ["FS ", " pfp"]})
+    made = dataset_of({"SeriesDescription": "T2 tra ", "SoftwareVersions": ["FS ", " pfp"]})
     assert header(made).text(tags.SERIES_DESCRIPTION) == "T2 tra"
-    assert header(made).tokens(tags.SCAN_OPTIONS) == ("FS", "PFP")
+    assert header(made).tokens(tags.SOFTWARE_VERSIONS) == ("FS", "PFP")
 
 
 def test_text_is_decoded_in_its_character_set() -> None:
-    made = data_set({"SpecificCharacterSet": "ISO_IR 192", "SeriesDescription": "扩散 Diffusion"})
+    made = dataset_of({"SpecificCharacterSet": "ISO_IR 192", "SeriesDescription": "扩散 Diffusion"})
     assert header(made).text(tags.SERIES_DESCRIPTION) == "扩散 Diffusion"
 
 

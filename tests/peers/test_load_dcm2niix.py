@@ -53,7 +53,7 @@ DWI = [
     ("vendor-mini", "philips_enhanced/dti/001"),
     ("vendor-mini", "philips_enhanced/dti/001_implicit"),
 ]
-# dcm2niix turns all vectors of a stack against row × column by 180°, and asks to validate them: the same weighting
+# of stacks against row × column dcm2niix writes the opposite vectors, which weight alike
 OPPOSITE = {"4_DWI_SagAPmosaic"}
 ANATOMICAL = [
     ("siemens-xa30-enhanced", "6_anat-T1w_acq-tfl"),
@@ -83,7 +83,10 @@ ECHOES = [
 
 @dataclass(frozen=True)
 class Converted:
-    """What dcm2niix made of one series: data (X, Y, Z, V), affine to LPS, sidecar, b-values, gradients (V, 3)."""
+    """What dcm2niix made of one series.
+
+    data: (X, Y, Z, V). affine: voxel to LPS mm. gradients: (V, 3), in FSL's convention.
+    """
 
     data: npt.NDArray[np.float32]
     affine: npt.NDArray[np.float64]
@@ -128,7 +131,9 @@ def _on_our_grid(theirs: Converted, ours: LoadedSeries) -> npt.NDArray[np.float3
     """Their volumes as (V, Z, Y, X) on our grid; asserts that the two grids have the same voxel centres."""
     shape = ours.arrangement.shape
     to_theirs = np.linalg.inv(theirs.affine) @ ours.affine
-    corners = np.array([[x, y, z, 1] for x in (0, shape[2] - 1) for y in (0, shape[1] - 1) for z in (0, shape[0] - 1)])
+    corners = np.array(
+        [[x, y, z, 1] for x in (0, shape[2] - 1) for y in (0, shape[1] - 1) for z in (0, shape[0] - 1)]
+    )
     indices = (to_theirs @ corners.T).T[:, :3]
     assert np.abs(indices - np.rint(indices)).max() < 0.02, "voxel centres differ"
     assert indices.min() > -0.5
@@ -173,7 +178,9 @@ def test_a_diffusion_series_is_what_dcm2niix_makes_of_it(
     assert sorted(order) == list(range(len(ours.voxels)))
     if not folder.startswith("philips_enhanced"):  # its frames have one time: dcm2niix puts the b = 0 last
         assert order == sorted(order)
-    np.testing.assert_allclose(np.array(ours.facts.b_values, float), theirs.b_values[order], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.array(ours.facts.b_values, float), theirs.b_values[order], rtol=1e-5, atol=1e-6
+    )
     weighted = theirs.b_values[order] > 50
     gradients, expected = _fsl_gradients(ours, theirs)[weighted], theirs.gradients[order][weighted]
     if folder in OPPOSITE:

@@ -142,6 +142,11 @@ def test_philips_tells_epi_by_its_factor_only():
     assert "does not say how it was acquired" in silent.reason
 
 
+def test_the_echo_train_of_a_turbo_field_echo_is_no_epi():
+    tfe = t1(vendor=Vendor.PHILIPS, scanning_sequence=("GR",), epi_factor=240, echo_planar=False)
+    assert classify(tfe).series_class is SeriesClass.ANATOMICAL
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

@@ -15,9 +15,9 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
-from dicom_node import provenance, template
-from dicom_node.instance_file import put
-from dicom_node.provenance import Provenance
+from dicom_node.derive import provenance, template
+from dicom_node.derive.instance_file import put
+from dicom_node.derive.provenance import Provenance
 from rules.facts import SeriesFacts
 
 LONG_STRING_MAX = 64  # characters of LO
@@ -53,7 +53,8 @@ def series_header(
     for tag, element in template.public_elements(first).items():
         if template.belongs_to_series(tag):
             elements[tag] = element
-    _put_laterality(elements)
+    if not str(elements.get("Laterality") or "").strip():
+        elements.pop(Tag("Laterality"), None)  # 2C: an empty one is wrong beside an unpaired body part
     put(elements, "SeriesInstanceUID", series_uid)
     put(elements, "SeriesNumber", _series_number(facts.series_number, policy, made_by.taken_numbers))
     description = _series_description(first, policy.description_suffix + QC_MARK[made_by.verdict])
@@ -81,16 +82,6 @@ def _encoded(elements: Dataset) -> Dataset:
     write_dataset(buffer, elements)
     buffer.seek(0)
     return read_dataset(buffer, is_implicit_VR=False, is_little_endian=True)
-
-
-def _put_laterality(elements: Dataset) -> None:
-    """Laterality is 2C: empty it is wrong beside an unpaired body part, absent it is wrong without any."""
-    tag = Tag("Laterality")
-    if str(elements.get("BodyPartExamined") or "").strip():
-        if not str(elements.get("Laterality") or "").strip():
-            elements.pop(tag, None)
-    elif tag not in elements:
-        put(elements, "Laterality", "")
 
 
 def _local(now: datetime, header: Dataset) -> datetime:

@@ -1,6 +1,6 @@
-"""Corrected volumes → the derived series: classic MR instances, one for each slice of each volume.
+"""Classic MR instances, one for each slice of each corrected volume.
 
-DICOM.md §6. The template of an instance is the header of the source slice whose place it takes: a classic
+The template of an instance is the header of the source slice whose place it takes: a classic
 file, the mosaic it was a tile of, or the functional groups of an enhanced frame. Values that did not change
 keep their text. Files are written plainly; making them durable is the spool's work.
 """
@@ -21,17 +21,15 @@ from pydicom.tag import Tag
 from pydicom.uid import MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_node import functional_groups, pixels, provenance, template
+from dicom_node.derive import functional_groups, pixels, provenance, template
+from dicom_node.derive.instance_file import put, read_header, write_instance
+from dicom_node.derive.pixels import Array, Scale, Stored
+from dicom_node.derive.provenance import Provenance, ReferenceSlices
+from dicom_node.derive.series_header import DerivePolicy, series_header
+from dicom_node.derive.template import Elements
 from dicom_node.headers import FrameFacts, Unreadable, VolumeFacts
-from dicom_node.instance_file import put, read_header, write_instance
 from dicom_node.load import LoadedSeries
-from dicom_node.pixels import Array, Scale, Stored
-from dicom_node.provenance import Provenance, ReferenceSlices, settings_digest
-from dicom_node.series_header import DerivePolicy, series_header
-from dicom_node.template import Elements
 from rules.facts import Directionality, Vendor
-
-__all__ = ["DerivePolicy", "Provenance", "derive", "derived_series_uid", "settings_digest"]
 
 TRACE = "TRACEW"  # ImageType value by which scanners mark trace-weighted images
 B0_MAX = 20.0  # s/mm²: scanners write small numbers for b = 0
@@ -46,6 +44,7 @@ REQUIRED = {
     "SamplesPerPixel": 1,
     "PhotometricInterpretation": "MONOCHROME2",
 }
+NAMES_THE_BODY_PART = ("BodyPartExamined", "AnatomicRegionSequence", "Laterality")
 REQUIRED_EMPTY_IF_UNKNOWN = (
     *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"),
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Manufacturer", "PatientPosition"),
@@ -54,10 +53,10 @@ REQUIRED_EMPTY_IF_UNKNOWN = (
 )
 
 
-def derived_series_uid(source: LoadedSeries, made_by: Provenance, policy: DerivePolicy | None = None) -> str:
+def derived_series_uid(source: LoadedSeries, made_by: Provenance) -> str:
     """SeriesInstanceUID of the output: the same for the same inputs, program and settings."""
     sops = (frame.sop_instance_uid for volume in source.arrangement.volumes for frame in volume.frames)
-    return provenance.series_uid(source.facts.series_uid, sops, made_by, str(policy or DerivePolicy()))
+    return provenance.series_uid(source.facts.series_uid, sops, made_by)
 
 
 def derive(
@@ -134,7 +133,7 @@ class _Series:
         headers = _Headers()
         first = headers(source.arrangement.volumes[0].frames[0].path)
         scale = _scale(source, corrected, first)
-        uid = derived_series_uid(source, made_by, policy)
+        uid = derived_series_uid(source, made_by)
         clipped = sum(scale.clipped(volume) for volume in corrected)
         elements = series_header(first, source.facts, made_by, policy, uid, clipped, now)
         return cls(
@@ -264,6 +263,9 @@ def _put_diffusion(instance: Dataset, volume: VolumeFacts, vendor: Vendor) -> No
 
 
 def _supply_missing(instance: Dataset) -> None:
+    """Type 1 and 2 attributes that the source lacks; Laterality is required where no body part is named."""
+    if not any(keyword in instance for keyword in NAMES_THE_BODY_PART):
+        put(instance, "Laterality", "")
     for keyword, value in REQUIRED.items():
         if keyword not in instance:
             put(instance, keyword, value)

@@ -25,7 +25,7 @@ STUDY_UID = "1.2.826.0.1.3680043.10.2"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def data_set(elements: Mapping[str, object] | None = None) -> Dataset:
+def dataset_of(elements: Mapping[str, object] | None = None) -> Dataset:
     """A data set of public elements, by keyword."""
     made = Dataset()
     for keyword, value in (elements or {}).items():
@@ -65,7 +65,7 @@ def oriented(orientation: Sequence[float] = AXIAL) -> Plane:
 
 def mr_image(number: int = 1, **elements: object) -> Dataset:
     """A classic MR slice of 8 × 8, axial, at z = 2·number mm; `elements` by keyword replace or add."""
-    made = data_set(
+    made = dataset_of(
         {
             "SOPClassUID": MRImageStorage,
             "SOPInstanceUID": f"{SERIES_UID}.{number}",
@@ -161,6 +161,8 @@ def stack(
         )
         facts = SeriesFacts(SERIES_UID, STUDY_UID, sop_class_uid=MRImageStorage, vendor=vendor, instances=1)
         made.append(
-            InstanceFacts(frame.path, uid, ExplicitVRLittleEndian, number, facts, (replace(frame, **changed),))
+            InstanceFacts(
+                frame.path, uid, ExplicitVRLittleEndian, number, facts, (replace(frame, **changed),)
+            )
         )
     return made

@@ -6,7 +6,6 @@ DICOM.md §6.1, §6.3, §6.4, §6.9. No text here carries patient data or free t
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,14 @@ from highdicom.base_content import ContributingEquipment
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
 
+from dicom_node.derive.instance_file import put
 from dicom_node.headers import FrameFacts, InstanceFacts
-from dicom_node.instance_file import put
+from dicom_node.headers.scan import PRODUCT
 from rules.facts import SeriesFacts
 
 Point = npt.NDArray[np.float64]
 
-PRODUCT = "dicom-node"  # Manufacturer of our ContributingEquipment item; the loop guard looks for it
-TOKEN = "DISTCORR"  # ImageType value 5 of what we write
+TOKEN = "DISTCORR"  # ImageType value 5 of what we write; headers.scan knows our output by it
 
 # Fixed for ever: every UID that this project mints is a UUIDv5 in this namespace (PS3.5 B.2 root 2.25).
 NAMESPACE = uuid.UUID("abbd45b2-8ff4-4183-9ba7-57d2778d39e6")
@@ -47,8 +46,8 @@ class Provenance:
     """How a derived series came to be.
 
     reference: the instances of the anatomical series. contrast: its kind ("T2"). settings_digest: of every
-    setting that can change the pixels. phase_axis: `i`, `j` or `k` with its sign; anything else: free in 3-D.
-    verdict: pass | review | reject. figures: displacement in mm by name (rms, p95, max).
+    setting that can change the output, its labels included. phase_axis: `i`, `j` or `k` with its sign;
+    anything else: free in 3-D. verdict: pass | review | reject. figures: displacement in mm (rms, p95, max).
     taken_numbers: SeriesNumbers in use by other series of the study (not by an earlier run of this one).
     input_digest: of the input bytes, so that a revised instance gives new UIDs; empty: only UIDs are known.
     """
@@ -71,21 +70,13 @@ class Provenance:
         return self.phase_axis.removesuffix("-") not in ("i", "j", "k")
 
 
-def settings_digest(settings: Mapping[str, object]) -> str:
-    """A digest of settings, the same for equal ones whatever their order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def uid_of(text: str) -> str:
     """The UID that stands for `text`: the same text gives the same UID, anywhere and for ever."""
     return f"2.25.{uuid.uuid5(NAMESPACE, text).int}"
 
 
-def series_uid(source_uid: str, source_sops: Iterable[str], provenance: Provenance, policy: str) -> str:
-    """SeriesInstanceUID of the derived series: new when an input, the program or a setting is new.
-
-    `policy`: how the output is labelled, as text.
-    """
+def series_uid(source_uid: str, source_sops: Iterable[str], provenance: Provenance) -> str:
+    """SeriesInstanceUID of the derived series: new when an input, the program or a setting is new."""
     inputs = hashlib.sha256()
     for sops in (source_sops, (instance.sop_instance_uid for instance in provenance.reference)):
         for sop in sorted(set(sops)):
@@ -99,7 +90,6 @@ def series_uid(source_uid: str, source_sops: Iterable[str], provenance: Provenan
         provenance.version,
         provenance.settings_digest,
         inputs.hexdigest(),
-        policy,
     )
     return uid_of("|".join(parts))
 
@@ -245,11 +235,8 @@ class ReferenceSlices:
         """Item of StudiesContainingOtherReferencedInstancesSequence for a slice of a reference elsewhere."""
         series, study = Dataset(), Dataset()
         put(series, "SeriesInstanceUID", self.series_uid)
-        series.ReferencedInstanceSequence = [
-            image_reference(
-                self.class_uids[frame.sop_instance_uid], frame.sop_instance_uid, frame.frame, None
-            )
-        ]
+        class_uid = self.class_uids[frame.sop_instance_uid]
+        series.ReferencedInstanceSequence = [image_reference(class_uid, frame.sop_instance_uid, None, None)]
         put(study, "StudyInstanceUID", self.study_uid)
         study.ReferencedSeriesSequence = [series]
         return study

@@ -12,9 +12,9 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.tag import Tag
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_node import template
-from dicom_node.instance_file import put
-from dicom_node.template import Elements, carried, private_elements
+from dicom_node.derive import template
+from dicom_node.derive.instance_file import put
+from dicom_node.derive.template import Elements, carried, private_elements
 from rules.facts import Vendor
 
 # The same attribute in both: its text is kept. The bare None group are Legacy Converted attributes.

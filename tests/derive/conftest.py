@@ -1,0 +1,47 @@
+"""A phantom study, written and read once, and benches on which tests derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from derived_series import Bench, edited, instances_of, load_files, write_study
+from pydicom import Dataset
+
+from dicom_node.headers import InstanceFacts
+from dicom_node.load import LoadedSeries
+from dicom_node.phantom_study import PhantomStudy
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> PhantomStudy:
+    return write_study(tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture(scope="session")
+def source(study: PhantomStudy) -> LoadedSeries:
+    return load_files(study.dwi_files)
+
+
+@pytest.fixture(scope="session")
+def reference(study: PhantomStudy) -> list[InstanceFacts]:
+    return instances_of(study.reference_files)
+
+
+@pytest.fixture
+def bench(source: LoadedSeries, reference: list[InstanceFacts], tmp_path: Path) -> Bench:
+    return Bench(source, reference, tmp_path / "derived")
+
+
+@pytest.fixture
+def bench_of(
+    study: PhantomStudy, reference: list[InstanceFacts], tmp_path: Path
+) -> Callable[[Callable[[Dataset, int], None]], Bench]:
+    """A bench whose DWI files were changed by a function of (data set, index)."""
+
+    def made(edit: Callable[[Dataset, int], None]) -> Bench:
+        files = edited(study.dwi_files, tmp_path / "edited", edit)
+        return Bench(load_files(files), reference, tmp_path / "derived")
+
+    return made
