@@ -345,6 +345,8 @@ def fine_search(
     landmarks: FrameLandmarks | None,
 ) -> list[tuple[str, ShiftField]]:  # fmt: skip
     """Residuals of the coarse field on a fine grid, one field for each strength of bending, by name."""
+    if not settings.fine_bending:
+        return []
     view = scene(pair, settings.fine_voxel_mm, settings)
     shift, _ = coarse.on(view.grid)
     warped = shifted(view.b0, shift, view.grid.spacing_mm[2])

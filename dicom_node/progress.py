@@ -52,6 +52,6 @@ def _lines(console: Console) -> Report:
         elapsed_s = time.monotonic() - started
         if told.get(what) != stage and elapsed_s >= PLAIN_AFTER_S:
             console.print(f"{what}: {stage} ({elapsed_s:.0f} s)", highlight=False)
-        told[what] = stage
+            told[what] = stage
 
     return report

@@ -45,8 +45,12 @@ class Code(StrEnum):
 SENTENCES: dict[Code, str] = {
     Code.NO_REFERENCE: "no suitable anatomical series in this study: {detail}",
     Code.NO_B_VALUES: "the scanner wrote no b-values that this node can read: {detail}",
-    Code.NO_LOW_B: "the lowest b-value is {detail} s/mm²; registration needs an image with little diffusion weighting",
-    Code.NOT_EPI: "this diffusion series was not acquired with EPI, so it has no EPI distortion to correct: {detail}",
+    Code.NO_LOW_B: (
+        "the lowest b-value is {detail} s/mm²; registration needs an image with little diffusion weighting"
+    ),
+    Code.NOT_EPI: (
+        "this diffusion series was not acquired with EPI, so it has no EPI distortion to correct: {detail}"
+    ),
     Code.BY_PRODUCT: "this series was computed by the scanner from {detail}, which is corrected instead",
     Code.UNREADABLE: "the images could not be read: {detail}",
     Code.INCOMPLETE: "the series is incomplete: {detail}",

@@ -6,6 +6,7 @@ PS3.3 C.7.6.16 and C.8.13 on one side, C.8.3.1 on the other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
@@ -17,7 +18,7 @@ from dicom_node.derive.instance_file import put
 from dicom_node.derive.template import Elements, carried, private_elements
 from rules.facts import Vendor
 
-# The same attribute in both: its text is kept. The bare None group are Legacy Converted attributes.
+# The same attribute in both: its text is kept.
 SAME: dict[str, tuple[str, ...]] = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PlanePositionSequence": ("ImagePositionPatient",),
@@ -30,6 +31,11 @@ SAME: dict[str, tuple[str, ...]] = {
     "MRFOVGeometrySequence": ("PercentSampling", "PercentPhaseFieldOfView"),
     "FrameAnatomySequence": ("AnatomicRegionSequence",),
 }
+# Legacy Converted objects keep here, as they were, the classic attributes that no functional group has.
+UNASSIGNED = (
+    "UnassignedSharedConvertedAttributesSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
+)
 SIEMENS_FRAME = Tag(0x0021, 0x11FE)  # private sequence of each frame that holds what the white list wants
 SEQUENCE_NAME_MAX = 16  # SH
 
@@ -82,10 +88,13 @@ def classic_elements(header: Dataset, frame: int) -> Elements:
         for item in nested.value if nested is not None else ():
             elements.update(private_elements(item, Vendor.SIEMENS, scale_is_kept=False))
     converted = Dataset()
-    for part in (_timing(groups), _geometry(groups), _sequence_kind(groups)):
-        for keyword, value in part:
-            put(converted, keyword, value)
+    for keyword, value in (*_timing(groups), *_geometry(groups), *_sequence_kind(groups)):
+        if value is not None:
+            with suppress(ValueError):  # what the frame says wrongly is not said again
+                put(converted, keyword, value)
     elements.update({element.tag: element for element in converted})
+    for sequence in UNASSIGNED:
+        elements.update(template.public_elements(groups.item(sequence)))
     return elements
 
 
@@ -96,16 +105,10 @@ def rescale_elements(header: Dataset, frame: int) -> Elements:
 
 def _timing(groups: FrameGroups) -> Iterator[tuple[str, object]]:
     """When and how often: echo, inversion, frequency, acquisition time and number."""
-    echo = groups.value("MREchoSequence", "EffectiveEchoTime")
-    if echo is not None:
-        yield "EchoTime", _ds(echo)
+    yield "EchoTime", _ds(groups.value("MREchoSequence", "EffectiveEchoTime"))
     if groups.value("MRModifierSequence", "InversionRecovery") == "YES":
-        inversion = groups.value("MRModifierSequence", "InversionTimes")
-        if inversion is not None:
-            yield "InversionTime", _ds(inversion)
-    frequency = groups.value("MRImagingModifierSequence", "TransmitterFrequency")
-    if frequency is not None:
-        yield "ImagingFrequency", _ds(frequency)
+        yield "InversionTime", _ds(groups.value("MRModifierSequence", "InversionTimes"))
+    yield "ImagingFrequency", _ds(groups.value("MRImagingModifierSequence", "TransmitterFrequency"))
     acquired = str(
         groups.value("FrameContentSequence", "FrameAcquisitionDateTime") or groups.root("AcquisitionDateTime")
     ).strip()
@@ -114,26 +117,21 @@ def _timing(groups: FrameGroups) -> Iterator[tuple[str, object]]:
         yield "AcquisitionDate", acquired[:8]
     if len(acquired) >= 14:
         yield "AcquisitionTime", acquired[8:].split("+")[0].split("-")[0]
-    number = groups.value("FrameContentSequence", "FrameAcquisitionNumber")
-    if number is not None:
-        yield "AcquisitionNumber", int(str(number))
-    position = groups.value("FrameContentSequence", "TemporalPositionIndex")
-    if position is not None:
-        yield "TemporalPositionIdentifier", int(str(position))
+    yield "AcquisitionNumber", _whole(groups.value("FrameContentSequence", "FrameAcquisitionNumber"))
+    yield "TemporalPositionIdentifier", _whole(groups.value("FrameContentSequence", "TemporalPositionIndex"))
 
 
 def _geometry(groups: FrameGroups) -> Iterator[tuple[str, object]]:
     """Phase encoding and the acquired matrix, in the order that scanners write: COL is [f, 0, 0, p]."""
     axis = groups.value("MRFOVGeometrySequence", "InPlanePhaseEncodingDirection")
-    frequency = groups.value("MRFOVGeometrySequence", "MRAcquisitionFrequencyEncodingSteps")
-    phase = groups.value("MRFOVGeometrySequence", "MRAcquisitionPhaseEncodingStepsInPlane")
+    frequency = _whole(groups.value("MRFOVGeometrySequence", "MRAcquisitionFrequencyEncodingSteps"))
+    phase = _whole(groups.value("MRFOVGeometrySequence", "MRAcquisitionPhaseEncodingStepsInPlane"))
+    yield "NumberOfPhaseEncodingSteps", phase
     if axis in ("ROW", "COLUMN"):
         yield "InPlanePhaseEncodingDirection", "ROW" if axis == "ROW" else "COL"
-    if phase is not None:
-        yield "NumberOfPhaseEncodingSteps", int(str(phase))
-        if frequency is not None and axis in ("ROW", "COLUMN"):
-            f, p = int(str(frequency)), int(str(phase))
-            yield "AcquisitionMatrix", [0, f, p, 0] if axis == "ROW" else [f, 0, 0, p]
+        if frequency is not None and phase is not None:
+            matrix = [0, frequency, phase, 0] if axis == "ROW" else [frequency, 0, 0, phase]
+            yield "AcquisitionMatrix", matrix
 
 
 def _sequence_kind(groups: FrameGroups) -> Iterator[tuple[str, object]]:
@@ -167,5 +165,17 @@ def _sequence_kind(groups: FrameGroups) -> Iterator[tuple[str, object]]:
     yield "AngioFlag", "Y" if groups.root("TimeOfFlightContrast") == "YES" else "N"
 
 
-def _ds(value: object) -> str:
-    return str(format_number_as_ds(float(str(value))))
+def _ds(value: object) -> str | None:
+    """A number as DS; None when it is none."""
+    try:
+        return str(format_number_as_ds(float(str(value))))
+    except ValueError:
+        return None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number; None when it is none."""
+    try:
+        return int(str(value))
+    except ValueError:
+        return None

@@ -20,10 +20,19 @@ def read_header(path: Path) -> Dataset:
 
 def put(dataset: Dataset, keyword: str, value: object) -> None:
     """Set an attribute that we write ourselves; raises ValueError when the standard forbids the value."""
+    _put(dataset, keyword, value, config.RAISE)
+
+
+def put_given(dataset: Dataset, keyword: str, value: object) -> None:
+    """Set an attribute to what the source says, unchecked: even a UID with leading zeros is repeated."""
+    _put(dataset, keyword, value, config.IGNORE)
+
+
+def _put(dataset: Dataset, keyword: str, value: object, validation_mode: int) -> None:
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise KeyError(keyword)
-    dataset[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=config.RAISE)
+    dataset[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=validation_mode)
 
 
 def write_instance(instance: Dataset, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Classic MR instances, one for each slice of each corrected volume.
 
-The template of an instance is the header of the source slice whose place it takes: a classic
-file, the mosaic it was a tile of, or the functional groups of an enhanced frame. Values that did not change
-keep their text. Files are written plainly; making them durable is the spool's work.
+The template of an instance is the header of the source slice whose place it takes: a classic file, the
+mosaic it was a tile of, or the functional groups of an enhanced frame. Values that did not change keep
+their text. Files are written plainly; making them durable is the spool's work.
 """
 
 from __future__ import annotations

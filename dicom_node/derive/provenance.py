@@ -17,7 +17,7 @@ from highdicom.base_content import ContributingEquipment
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
 
-from dicom_node.derive.instance_file import put
+from dicom_node.derive.instance_file import put, put_given
 from dicom_node.headers import FrameFacts, InstanceFacts
 from dicom_node.headers.scan import PRODUCT
 from rules.facts import SeriesFacts
@@ -170,8 +170,8 @@ def related_series(dwi: SeriesFacts, provenance: Provenance) -> list[Dataset]:
 
 def _related(series: SeriesFacts, purpose: CodedConcept) -> Dataset:
     item = Dataset()
-    put(item, "StudyInstanceUID", series.study_uid)
-    put(item, "SeriesInstanceUID", series.series_uid)
+    put_given(item, "StudyInstanceUID", series.study_uid)
+    put_given(item, "SeriesInstanceUID", series.series_uid)
     item.PurposeOfReferenceCodeSequence = [purpose]
     return item
 
@@ -179,8 +179,8 @@ def _related(series: SeriesFacts, purpose: CodedConcept) -> Dataset:
 def image_reference(class_uid: str, sop_uid: str, frame: int | None, purpose: CodedConcept | None) -> Dataset:
     """Image SOP Instance Reference Macro with its purpose; `frame` is 0-based, None for single-frame."""
     item = Dataset()
-    put(item, "ReferencedSOPClassUID", class_uid)
-    put(item, "ReferencedSOPInstanceUID", sop_uid)
+    put_given(item, "ReferencedSOPClassUID", class_uid)
+    put_given(item, "ReferencedSOPInstanceUID", sop_uid)
     if frame is not None:
         put(item, "ReferencedFrameNumber", frame + 1)
     if purpose is not None:
@@ -234,10 +234,10 @@ class ReferenceSlices:
     def in_other_study(self, frame: FrameFacts) -> Dataset:
         """Item of StudiesContainingOtherReferencedInstancesSequence for a slice of a reference elsewhere."""
         series, study = Dataset(), Dataset()
-        put(series, "SeriesInstanceUID", self.series_uid)
+        put_given(series, "SeriesInstanceUID", self.series_uid)
         class_uid = self.class_uids[frame.sop_instance_uid]
         series.ReferencedInstanceSequence = [image_reference(class_uid, frame.sop_instance_uid, None, None)]
-        put(study, "StudyInstanceUID", self.study_uid)
+        put_given(study, "StudyInstanceUID", self.study_uid)
         study.ReferencedSeriesSequence = [series]
         return study
 

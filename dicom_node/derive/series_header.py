@@ -16,7 +16,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
 from dicom_node.derive import provenance, template
-from dicom_node.derive.instance_file import put
+from dicom_node.derive.instance_file import put, put_given
 from dicom_node.derive.provenance import Provenance
 from rules.facts import SeriesFacts
 
@@ -59,7 +59,7 @@ def series_header(
     put(elements, "SeriesNumber", _series_number(facts.series_number, policy, made_by.taken_numbers))
     description = _series_description(first, policy.description_suffix + QC_MARK[made_by.verdict])
     elements[description.tag] = description
-    put(elements, "FrameOfReferenceUID", provenance.frame_of_reference(facts, made_by))
+    put_given(elements, "FrameOfReferenceUID", provenance.frame_of_reference(facts, made_by))
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
     for occasion in ("Series", "Content", "InstanceCreation"):
         put(elements, f"{occasion}Date", date)

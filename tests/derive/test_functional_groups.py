@@ -19,8 +19,8 @@ def group(**values: object) -> list[Dataset]:
     return [item]
 
 
-# some scanners write longer names than SH allows
-pytestmark = pytest.mark.filterwarnings("ignore:The value length")
+# some scanners write longer names and worse times than the standard allows
+pytestmark = pytest.mark.filterwarnings("ignore:(The value length|Invalid value for VR DT)")
 
 
 @pytest.fixture
@@ -95,6 +95,30 @@ def test_what_a_frame_says_of_itself_goes_before_what_is_shared(enhanced: Datase
     assert second.TemporalPositionIdentifier == 2
     slopes = [next(iter(rescale_elements(enhanced, frame).values())).value for frame in (0, 1)]
     assert [float(value) for value in slopes] == [0.0, 1.0]
+
+
+def test_what_a_frame_says_wrongly_is_left_out(enhanced: Dataset) -> None:
+    enhanced.PerFrameFunctionalGroupsSequence[0].FrameContentSequence = group(
+        FrameAcquisitionDateTime="**************"
+    )
+    enhanced.SharedFunctionalGroupsSequence[0].MREchoSequence = group(EffectiveEchoTime=float("nan"))
+
+    classic = as_dataset(enhanced, 0)
+
+    for keyword in ("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "EchoTime"):
+        assert keyword not in classic
+    assert classic.InPlanePhaseEncodingDirection == "ROW"
+
+
+def test_a_legacy_converted_frame_gets_its_classic_attributes_back(enhanced: Dataset) -> None:
+    shared, frame = enhanced.SharedFunctionalGroupsSequence[0], enhanced.PerFrameFunctionalGroupsSequence[0]
+    shared.UnassignedSharedConvertedAttributesSequence = group(ScanningSequence="EP", SAR="0.1")
+    frame.UnassignedPerFrameConvertedAttributesSequence = group(AcquisitionTime="111213", WindowWidth="1")
+
+    classic = as_dataset(enhanced, 0)
+
+    assert (classic.ScanningSequence, classic.SAR, classic.AcquisitionTime) == ("EP", 0.1, "111213")
+    assert "WindowWidth" not in classic
 
 
 def test_functional_groups_of_a_scanner_become_classic_attributes(
