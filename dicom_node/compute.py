@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from correction.errors import CorrectionError, SettingsError
 from correction.methods import Settings as EngineSettings
 from dicom_node import __version__
 from dicom_node.derive import DerivePolicy, Provenance, derive
-from dicom_node.headers import GeometryProblem, InstanceFacts, Unreadable, read_instance, summarise
+from dicom_node.headers import GeometryProblem, HeaderError, InstanceFacts, Unreadable, read_instance, summarise
 from dicom_node.load import load, load_reference
 from dicom_node.nifti import write_displacement
 from dicom_node.outputs import Described, figures, report, write_images, write_picture, write_report
@@ -150,25 +151,33 @@ class Refusal:
 def run(task: CorrectionTask) -> Outcome | Refusal:
     """The whole job on a worker; publishes and returns its outcome.
 
-    Raises spool.SpoolError: trouble of this machine, worth another try.
+    Raises spool.SpoolError and OSError: trouble of this machine, worth another try.
     """
-    try:
-        return _run(task)
-    except Unreadable as error:
-        return Refusal(Code.UNREADABLE, str(error))
-    except GeometryProblem as error:
-        return Refusal(Code.GEOMETRY, str(error))
-    except CorrectionError as error:
-        return Refusal(Code.CORRECTION_FAILED, str(error))
-
-
-def _run(task: CorrectionTask) -> Outcome:
     spool = Spool(task.root, 0)
     if (done := read_outcome(spool.result_dir(task.name))) is not None:
         return done
     if task.threads:
         torch.set_num_threads(task.threads)
     work = spool.work_dir(task.name)
+    try:
+        return _run(task, spool, work)
+    except (HeaderError, CorrectionError) as error:
+        return refusal(error)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # nothing is left of it once it is published
+
+
+def refusal(error: HeaderError | CorrectionError) -> Refusal:
+    """Why input cannot be corrected, for whoever asked."""
+    match error:
+        case Unreadable():
+            return Refusal(Code.UNREADABLE, str(error))
+        case GeometryProblem():
+            return Refusal(Code.GEOMETRY, str(error))
+    return Refusal(Code.CORRECTION_FAILED, str(error))
+
+
+def _run(task: CorrectionTask, spool: Spool, work: Path) -> Outcome:
     started = time.monotonic()
     source_instances = [read_instance(task.root / path) for path in task.source]
     reference_instances = [read_instance(task.root / path) for path in task.reference]

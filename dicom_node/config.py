@@ -116,7 +116,7 @@ class NodeSettings(Section):
     port: Port = 11112
     max_associations: Annotated[int, Field(ge=1, le=400)] = 50  # select() ends at 1024 descriptors
     max_pdu: Annotated[int, Field(ge=16384, le=1048576)] = 131072
-    tls: Annotated[ServerTls | None, only_yet(None)] = None
+    tls: ServerTls | None = None
     accept_from: tuple[AcceptFrom, ...] = ()
 
 
@@ -126,7 +126,7 @@ class Destination(Section):
     ae_title: AeTitle = Field(examples=["PACS"])
     host: Host = Field(examples=["pacs.example.org"])
     port: Port = Field(examples=[104])
-    tls: Annotated[ClientTls | None, only_yet(None)] = None
+    tls: ClientTls | None = None
     storage_commitment: Annotated[bool, only_yet(False)] = False
     commitment_timeout_s: Annotated[float, Field(gt=0)] = 86400.0
 
@@ -263,7 +263,7 @@ class WebSettings(Section):
     bind: Bind = "127.0.0.1"
     port: Port = 8080
     token_file: FilePath | None = Field(default=None, validate_default=True)
-    tls: Annotated[WebTls | None, only_yet(None)] = None
+    tls: WebTls | None = None
 
     @field_validator("token_file")
     @classmethod

@@ -7,7 +7,7 @@ BIDS axis letters and signs mean the same in both.
 
 from __future__ import annotations
 
-import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +15,19 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, ImageDataError
 from torch import Tensor
+
+from dicom_node.load import B0_UP_TO, SAME_SHELL_WITHIN
 
 Array = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 INTENT_VECTOR = 1007  # NIFTI_INTENT_VECTOR: what ITK and ANTs expect of a displacement field
-B0_MAX = 20.0  # s/mm²: what scanners call b = 0 may be a small number
-SHELL_TOLERANCE = 0.05  # b-values of one shell differ by a few per cent on some scanners
+
+
+_UNREADABLE = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError, HeaderDataError, ImageDataError)
 
 
 class NiftiProblem(Exception):
@@ -43,7 +47,7 @@ def read_nifti(path: Path) -> NiftiImage:
     try:
         image = nibabel.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, ImageFileError, gzip.BadGzipFile) as error:
+    except _UNREADABLE as error:
         raise NiftiProblem(f"{path} is not a readable NIfTI file ({type(error).__name__}).") from error
     if data.ndim == 5 and data.shape[3] == 1:
         data = data[:, :, :, 0, :]
@@ -68,8 +72,9 @@ def read_b_values(path: Path, volumes: int) -> tuple[float, ...]:
 
 
 def lowest_shell(b_values: tuple[float, ...]) -> tuple[int, ...]:
-    """Indices of the volumes to register: every b = 0, else the lowest shell."""
-    limit = max(B0_MAX, min(b_values) * (1 + SHELL_TOLERANCE))
+    """Indices of the volumes to register: every b = 0, else the lowest shell, as `load` tells them."""
+    lowest = min(b_values)
+    limit = B0_UP_TO if lowest <= B0_UP_TO else lowest + SAME_SHELL_WITHIN
     return tuple(index for index, b in enumerate(b_values) if b <= limit)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import uvicorn
 
 from dicom_node.compute import Recipe
-from dicom_node.config import Settings
+from dicom_node.config import ClientTls, ServerTls, Settings
 from dicom_node.delivery import DeliveryLoop
 from dicom_node.derive import DerivePolicy
 from dicom_node.ledger import Ledger, path_below
@@ -30,6 +30,7 @@ from dicom_node.listener import Caller, ListenerReport, ListenerSettings, run_li
 from dicom_node.log import configure, get_logger
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
 from dicom_node.scu import Peer
+from dicom_node.sockets import TlsSettings
 from dicom_node.spool import Spool
 from dicom_node.web.app import create_app
 from dicom_node.workers import Workers
@@ -52,9 +53,43 @@ class NodeError(Exception):
 def peers(settings: Settings) -> dict[str, Peer]:
     """The destinations as peers."""
     return {
-        name: Peer(destination.ae_title, destination.host, destination.port, settings.node.ae_title)
+        name: Peer(
+            destination.ae_title,
+            destination.host,
+            destination.port,
+            settings.node.ae_title,
+            tls=_client_tls(destination.tls),
+        )
         for name, destination in settings.destinations.items()
     }
+
+
+def _client_tls(tls: ClientTls | None) -> TlsSettings | None:
+    return TlsSettings(certificate=tls.certificate, key=tls.key, ca=tls.ca) if tls else None
+
+
+def _server_tls(tls: ServerTls | None) -> TlsSettings | None:
+    if tls is None:
+        return None
+    return TlsSettings(tls.certificate, tls.key, tls.ca, tls.require_client_certificate)
+
+
+def listener_settings(settings: Settings) -> ListenerSettings:
+    """The node section as the listener takes it."""
+    return ListenerSettings(
+        ae_title=settings.node.ae_title,
+        root=settings.storage.root,
+        ledger_path=path_below(settings.storage.root),
+        bind=settings.node.bind,
+        port=settings.node.port,
+        max_associations=settings.node.max_associations,
+        max_pdu=settings.node.max_pdu,
+        accept_from=tuple(
+            Caller(caller.ae_title or "", str(caller.address or "")) for caller in settings.node.accept_from
+        ),
+        min_free_bytes=settings.storage.min_free_bytes,
+        tls=_server_tls(settings.node.tls),
+    )
 
 
 def pairing_policy(settings: Settings) -> PairingPolicy:
@@ -155,26 +190,12 @@ class Node:
     # ---------------------------------------------------------------- parts
 
     def _start_listener(self) -> None:
-        settings = self._settings
-        listener = ListenerSettings(
-            ae_title=settings.node.ae_title,
-            root=settings.storage.root,
-            ledger_path=path_below(settings.storage.root),
-            bind=settings.node.bind,
-            port=settings.node.port,
-            max_associations=settings.node.max_associations,
-            max_pdu=settings.node.max_pdu,
-            accept_from=tuple(
-                Caller(caller.ae_title or "", str(caller.address or ""))
-                for caller in settings.node.accept_from
-            ),
-            min_free_bytes=settings.storage.min_free_bytes,
-        )
+        listener = listener_settings(self._settings)
         context = multiprocessing.get_context("spawn")
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(
             target=run_listener,
-            args=(listener, sending, partial(configure, settings.log)),
+            args=(listener, sending, partial(configure, self._settings.log)),
             name="dicom-node-listener",
         )
         process.start()
@@ -219,7 +240,15 @@ class Node:
                     "set web.port to a free one."
                 ) from error
         self._web = uvicorn.Server(
-            uvicorn.Config(app, host=web.bind, port=web.port, log_config=None, access_log=False)
+            uvicorn.Config(
+                app,
+                host=web.bind,
+                port=web.port,
+                log_config=None,
+                access_log=False,
+                ssl_certfile=web.tls.certificate if web.tls else None,
+                ssl_keyfile=web.tls.key if web.tls else None,
+            )
         )
         self._run_thread("web", self._web.run)
 

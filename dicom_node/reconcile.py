@@ -16,6 +16,7 @@ from typing import Protocol
 
 from pydantic import TypeAdapter
 
+from dicom_node import __version__
 from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal
 from dicom_node.derive import DerivePolicy
 from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
@@ -112,6 +113,7 @@ class Reconciler:
         busy = self._complete_quiet_series()
         self._decide_studies(busy)
         self._collect_finished()
+        self._give_back_lost()
         self._stop_overdue()
         self._start_queued()
         self._route_corrected()
@@ -162,12 +164,14 @@ class Reconciler:
         return self._seen[key]
 
     def _read_facts(self, growth: Growth) -> SeriesFacts:
-        readable, problems = [], []
+        readable, unreadable = [], 0
         for record in self._ledger.instances_of(growth.series_uid):
             try:
                 readable.append(self._read(self._spool.root / record.path))
-            except Unreadable as error:
-                problems.append(str(error))
+            except Unreadable:
+                unreadable += 1
+        if unreadable:
+            log.warning("unreadable instances", series=growth.series_uid, count=unreadable)
         if not readable:
             return SeriesFacts(
                 series_uid=growth.series_uid,
@@ -306,7 +310,9 @@ class Reconciler:
         recipe, policy = self._policy.recipe, self._policy.derive
         digest = _digest(source_records, reference_records)
         name = hashlib.sha256(
-            json.dumps([job.series_uid, digest, asdict(recipe), asdict(policy)], sort_keys=True).encode()
+            json.dumps(
+                [__version__, job.series_uid, digest, asdict(recipe), asdict(policy)], sort_keys=True
+            ).encode()
         ).hexdigest()[:32]
         found = classify(FACTS.validate_json(reference.facts), self._policy.pairing.overrides)
         return CorrectionTask(
@@ -334,6 +340,13 @@ class Reconciler:
                 case None:
                     code = Code.WORKER_LOST if finished.lost else Code.CORRECTION_FAILED
                     self._failed(job, reason(code, finished.error), again=True)
+
+    def _give_back_lost(self) -> None:
+        """What no worker holds once its lease has run out: its end was not heard, or it never began."""
+        held, now = self._workers.running(), self._clock()
+        for job in self._ledger.jobs([JobState.CORRECTING], limit=1000):
+            if job.id not in held and (job.lease_until or 0.0) < now:
+                self._failed(job, reason(Code.WORKER_LOST, "no worker holds it any more"), again=True)
 
     def _corrected(self, job: Job, outcome: Outcome) -> None:
         self._ledger.issue_uids(job.id, (outcome.output_series_uid, *outcome.sop_uids))

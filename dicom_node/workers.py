@@ -7,6 +7,7 @@ Dask's own retries are off, because the ledger counts attempts and gives the rea
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from pathlib import Path
 import dask
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
 from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from dicom_node.compute import CorrectionTask, Outcome, Refusal, run
 from dicom_node.config import LogSettings
-from dicom_node.log import configure
+from dicom_node.log import configure, exception_words
+from dicom_node.spool import SpoolError
 
 START_TIMEOUT_S = 60.0
+RESULT_TIMEOUT_S = 30.0  # to fetch the few hundred bytes of an outcome from its worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,11 @@ class Workers:
 
     def submit(self, job_id: int, attempt: int, task: CorrectionTask) -> None:
         """Start a correction."""
+        # a key of its own: Dask answers a key that it still knows with the earlier result, and the
+        # attempts of a job that a person retries begin at one again
+        key = f"job-{job_id}-{attempt}-{secrets.token_hex(4)}"
         future = self._client.submit(
-            run, replace(task, threads=self._threads), key=f"job-{job_id}-{attempt}", pure=False, retries=0
+            run, replace(task, threads=self._threads), key=key, pure=False, retries=0
         )
         self._running[job_id] = _Running(future, time.monotonic())
 
@@ -141,9 +148,13 @@ class Workers:
 
 
 def _finished(job_id: int, future: Future) -> Finished:
-    if future.status == "finished":
-        return Finished(job_id, outcome=future.result())
-    error = future.exception() if future.status == "error" else FutureCancelledError(future.key, "lost")
-    if isinstance(error, (KilledWorker, FutureCancelledError)):
+    """What became of it; never raises, so that one lost result hides no other."""
+    try:
+        return Finished(job_id, outcome=future.result(timeout=RESULT_TIMEOUT_S))
+    except (KilledWorker, FutureCancelledError, TimeoutError, CommClosedError):
         return Finished(job_id, error="its process ended", lost=True)
-    return Finished(job_id, error=f"{type(error).__name__}: {error}")
+    except SpoolError as error:
+        return Finished(job_id, error=str(error))
+    except Exception as error:
+        # whatever a correction may raise; its message might quote a header
+        return Finished(job_id, error=exception_words(error))

@@ -7,7 +7,7 @@ import torch
 from correction.apply import warp
 from correction.phantom import head_case
 
-SMALL = {"voxel_mm": (3.0, 3.0, 5.0), "reference_voxel_mm": (3.0, 3.0, 5.0), "noise": 0.0}
+SMALL = {"voxel_mm": (2.5, 2.5, 2.5), "reference_voxel_mm": (4.0, 4.0, 5.0), "noise": 0.0}
 
 
 @pytest.mark.parametrize("phase_encoding", ["i", "j-", "k"])
