@@ -311,8 +311,8 @@ def coarse_search(
     reach = min(max(settings.reach_mm, found_mm + 4.0), settings.most_reach_mm + 4.0)
     view = scene(pair, settings.coarse_voxel_mm, settings)
     table = costs(
-        view, view.b0, view.b0_mask, reach, settings.label_step_mm, settings.aggregation_mm, settings.pooled_mm,
-        settings,
+        view, view.b0, view.b0_mask, reach, settings.label_step_mm, settings.aggregation_mm,
+        settings.pooled_mm, settings,
     )  # fmt: skip
 
     def fitted(start: Tensor | None, spacings: tuple[float, ...], bending: float) -> tuple[Stage, float]:

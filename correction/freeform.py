@@ -23,7 +23,7 @@ from correction.methods import Clinical, Paper
 from correction.spline import Lattice
 from correction.volume import Volume
 
-_CHUNK = 1 << 17
+_CHUNK = 1 << 16
 Report = Callable[[float], None]
 
 
@@ -45,12 +45,8 @@ class FreeField:
         points = mesh @ torch.from_numpy(turn).to(device).T + offset
         values, determinants = [], []
         for part in torch.split(points, _CHUNK):
-            values.append(spline.at_points(self.coefficients, spline.point_taps(self.lattice, part)))
-            slopes = [
-                spline.at_points(self.coefficients, spline.point_taps(self.lattice, part, order))
-                for order in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-            ]
-            gradient = torch.stack(slopes, dim=-1).permute(1, 0, 2)  # (N, component, derivative)
+            value, gradient = spline.with_gradients(self.coefficients, self.lattice, part)
+            values.append(value)
             determinants.append(torch.linalg.det(gradient + torch.eye(3, device=device)))
         back = torch.from_numpy(np.linalg.inv(turn)).to(self.coefficients)
         return (back @ torch.cat(values, dim=1)).reshape(3, *grid.shape), torch.cat(determinants).reshape(

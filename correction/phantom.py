@@ -1,4 +1,4 @@
-"""A synthetic head with a known EPI distortion: for the demo, the tests and the benchmarks.
+"""A synthetic head, and real images, with a known distortion: for the demo, the tests and the benchmarks.
 
 The anatomy is a function of patient position (scalp, skull, fluid, folded cortex, white matter, ventricles,
 air in the sinus and the ear canals), so that reference and b = 0 can be drawn on any grid without
@@ -92,6 +92,30 @@ def head_case(
         tissue=torch.from_numpy(head.brain(points)),
         phase_encoding=phase_encoding,
     )
+
+
+def warped(
+    image: Volume, phase_encoding: str, largest_shift_mm: float, smoothness_mm: float, seed: int,
+    *, pile_up: bool = False,
+) -> tuple[Volume, Tensor]:  # fmt: skip
+    """A real, undistorted image made EPI-like by a smooth random shift along one voxel axis.
+
+    largest_shift_mm: signed, reached somewhere in the volume. smoothness_mm: SD of the Gaussian that makes
+    the field from white noise. Scaled down where it would fold. Returns the distorted image and the true
+    displacement (3, Z, Y, X), LPS mm: image(x) = distorted(x + u(x)), divided by J with pile_up.
+    """
+    axis = AXIS_OF_LETTER[phase_encoding.rstrip("-")]
+    spacing = _spacing(image.affine)
+    random = np.random.default_rng(seed)
+    # periodic: repeating the edge instead would give the corners most of the amplitude
+    field = ndimage.gaussian_filter(
+        random.standard_normal(image.shape), [smoothness_mm / s for s in spacing], mode="wrap"
+    )
+    shift_mm = _limited(field / np.abs(field).max() * largest_shift_mm, spacing[axis], axis)
+    distorted = _distort(image.data.double().numpy(), shift_mm / spacing[axis], axis, pile_up)
+    unit = image.axes[:, 2 - axis]
+    displacement = torch.from_numpy((unit[:, None, None, None] * shift_mm).astype(np.float32))
+    return Volume.from_numpy(distorted, image.affine), displacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +220,9 @@ def _points(affine: Array, shape: tuple[int, int, int], fraction: Array | None =
 def _drawn(head: _Head, stack: tuple[Array, tuple[int, int, int]], weighting: int) -> Array:
     """The head on a grid, each voxel the mean of four points inside it (partial volume)."""
     parts = [np.array(part) / 4 for part in ((-1, -1, -1), (1, 1, -1), (1, -1, 1), (-1, 1, 1))]
-    return np.asarray(np.mean([head.tissue_signal(_points(*stack, part), weighting) for part in parts], axis=0))
+    return np.asarray(
+        np.mean([head.tissue_signal(_points(*stack, part), weighting) for part in parts], axis=0)
+    )
 
 
 def _limited(shift_mm: Array, spacing_mm: float, axis: int) -> Array:

@@ -46,16 +46,6 @@ def head_mask(image: Tensor, spacing_mm: Triple, threshold: float, closing_mm: f
     return torch.from_numpy(_largest(mask)).to(image.device)
 
 
-def dilate(mask: Tensor, spacing_mm: Triple, distance_mm: float) -> Tensor:
-    """All voxels within distance_mm of the mask; negative distances erode."""
-    array = mask.cpu().numpy()
-    if distance_mm >= 0:
-        out = ndimage.distance_transform_edt(~array, sampling=spacing_mm) <= distance_mm
-    else:
-        out = ndimage.distance_transform_edt(array, sampling=spacing_mm) > -distance_mm
-    return torch.from_numpy(out).to(mask.device)
-
-
 def debiased_log(image: Tensor, mask: Tensor, spacing_mm: Triple, sigma_mm: float, offset: float) -> Tensor:
     """log(image / local mean inside the mask + offset): contrasts free of coil shading.
 

@@ -19,6 +19,8 @@ from correction.estimate import Candidate, Scene, ShiftField
 from correction.grid import Frame, sample
 from correction.methods import Clinical
 
+NOTHING = Candidate("nothing", ShiftField())
+
 
 class Level(StrEnum):
     """PASS is sent, REVIEW wants a person's eye, REJECT is never sent as good."""
@@ -140,8 +142,8 @@ def choose(signals: Sequence[Signals], settings: Clinical) -> int:
 
 
 def measure(
-    chosen: int, signals: Sequence[Signals], displacement: Tensor, jacobian: Tensor, mask: Tensor, covered: float,
-    hz_per_mm: float | None,
+    chosen: int, signals: Sequence[Signals], displacement: Tensor, jacobian: Tensor, mask: Tensor,
+    covered: float, hz_per_mm: float | None,
 ) -> Quality:  # fmt: skip
     """Figures of the chosen field. displacement: (3, Z, Y, X) mm; jacobian, mask: (Z, Y, X)."""
     length = torch.linalg.vector_norm(displacement, dim=0)
@@ -191,13 +193,20 @@ LIMITS = (
         "expected below {limit:.3f}. Check that both are of the same region and patient.",
     ),
     Limit(
+        "weak_evidence",
+        lambda q: 0.0 if q.chosen == NOTHING.name else q.structure_after / max(q.structure_before, 1e-12),
+        0.94, 1.0,
+        "The correction made the b = 0 only a little more like the reference: structural difference at "
+        "{percent:.0f} % of what it was.",
+    ),
+    Limit(
         "reference_too_small", lambda q: 1.0 - q.covered_fraction, 0.5, 0.8,
         "The reference leaves {percent:.0f} % of the b = 0's head uncovered; there the field is a guess.",
     ),
     Limit(
         "not_aligned", lambda q: math.dist(q.displacement_median_mm, (0, 0, 0)), 8.0, 16.0,
-        "The field is mostly a shift of the whole image, {value:.0f} mm: the images may not be aligned, or the "
-        "patient moved between them.",
+        "The field is mostly a shift of the whole image, {value:.0f} mm: the images may not be aligned, or "
+        "the patient moved between them.",
     ),
     Limit(
         "implausible_shift", lambda q: q.displacement_p95_mm, 16.0, 30.0,
@@ -207,7 +216,10 @@ LIMITS = (
         "strained", lambda q: q.strained_fraction, 0.02, 0.15,
         "{percent:.0f} % of the head is compressed or stretched more than twofold.",
     ),
-    Limit("folded", lambda q: q.folded_fraction, 0.0, 0.001, "The field folds in {percent:.2f} % of the head."),
+    Limit(
+        "folded", lambda q: q.folded_fraction, 0.0, 0.001,
+        "The field folds in {percent:.2f} % of the head.",
+    ),
 )  # fmt: skip
 
 
@@ -231,6 +243,3 @@ def judge(figures: Quality) -> Verdict:
     found = (*reasons[Level.REJECT], *reasons[Level.REVIEW])
     worst = Level.REJECT if reasons[Level.REJECT] else Level.REVIEW if found else Level.PASS
     return Verdict(worst, found)
-
-
-NOTHING = Candidate("nothing", ShiftField())

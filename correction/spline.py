@@ -139,6 +139,32 @@ def at_points(coefficients: Tensor, taps: PointTaps) -> Tensor:
     return (flat[..., taps.index] * taps.weight).sum(-1)
 
 
+def with_gradients(coefficients: Tensor, lattice: Lattice, points_mm: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and first derivatives at scattered points, the taps gathered once.
+
+    coefficients: (C, nA, nB, nP). points_mm: (N, 3). Returns (C, N) and (N, C, 3), the last per frame axis.
+    """
+    both = [[lattice.taps(points_mm[:, k], k, order) for order in (0, 1)] for k in range(3)]
+    step = torch.arange(4, device=points_mm.device)
+    ia, ib, ip = (axis[0][0][:, None] + step for axis in both)
+    _, nb, np_ = lattice.shape
+    index = (ia[:, :, None, None] * nb + ib[:, None, :, None]) * np_ + ip[:, None, None, :]
+    wa, wb, wp = (torch.stack([axis[0][1], axis[1][1]], dim=-1).float() for axis in both)  # (N, 4, 2)
+    count, components = len(points_mm), coefficients.shape[0]
+    patch = coefficients.reshape(components, -1)[:, index.reshape(count, 16, 4)]
+    along_p = patch @ wp  # (C, N, 16, 2): value and slope along p
+    along_b = along_p.reshape(components, count, 4, 4, 2)
+    plain, sloped_b = (torch.einsum("cnab,nb->cna", along_b[..., 0], wb[..., order]) for order in (0, 1))
+    sloped_p = torch.einsum("cnab,nb->cna", along_b[..., 1], wb[..., 0])
+    value = (plain * wa[..., 0]).sum(-1)
+    gradient = [
+        (plain * wa[..., 1]).sum(-1),
+        (sloped_b * wa[..., 0]).sum(-1),
+        (sloped_p * wa[..., 0]).sum(-1),
+    ]
+    return value, torch.stack(gradient, dim=-1).transpose(0, 1)
+
+
 def fit(lattice: Lattice, grid: Grid, values: Tensor) -> Tensor:
     """Least-squares coefficients of dense values (A, B, P) on a grid that samples every lattice interval."""
     out = values

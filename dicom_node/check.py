@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +16,6 @@ from dicom_node.config import Settings, remarks
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.node import peers, recipe
 from dicom_node.scu import echo
-from dicom_node.spool import Spool, SpoolError
 
 
 class Mark(StrEnum):
@@ -54,14 +56,15 @@ def checks(settings: Settings) -> Iterator[Check]:
 
 
 def _disk(settings: Settings) -> Check:
-    needed = settings.storage.min_free_bytes
-    try:
-        spool = Spool(settings.storage.root, needed)
-        free = spool.free_bytes()
-    except SpoolError as error:
-        return Check("disk", Mark.CROSS, f"{error}; give this user the folder or change storage.root")
-    text = f"{free / 2**30:.1f} GiB free below {settings.storage.root}"
-    if not spool.has_room():
+    """Room, and the right to write. Makes nothing: who checks is seldom the user that the node runs as."""
+    root, needed = settings.storage.root, settings.storage.min_free_bytes
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        text = f"{there} cannot be written by this user; give this user the folder or change storage.root"
+        return Check("disk", Mark.CROSS, text)
+    free = shutil.disk_usage(there).free
+    text = f"{free / 2**30:.1f} GiB free below {root}" + ("" if there == root else ", which will be made")
+    if free < needed:
         wanted = f"storage.min_free_bytes asks for {needed / 2**30:.1f} GiB"
         return Check("disk", Mark.CROSS, f"{text}; {wanted}, so new images are refused: free some space")
     return Check("disk", Mark.TICK, text)
@@ -71,9 +74,12 @@ def _ledger(settings: Settings) -> Check:
     path = path_below(settings.storage.root)
     if not path.exists():
         return Check("ledger", Mark.TICK, "will be made at the first start")
-    ledger = Ledger(path)
-    counts = ledger.count_jobs()
-    ledger.close()
+    try:
+        ledger = Ledger(path)
+        counts = ledger.count_jobs()
+        ledger.close()
+    except (sqlite3.Error, OSError) as error:
+        return Check("ledger", Mark.CROSS, f"{path} cannot be read ({error}); the log of the node tells more")
     told = ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no job yet"
     return Check("ledger", Mark.TICK, told)
 
@@ -92,8 +98,10 @@ def _device(settings: Settings) -> Check:
         return Check(
             "device", Mark.TICK, f"cpu, {torch.get_num_threads()} threads; a GPU is quicker, not better"
         )
-    if not torch.cuda.is_available():
+    number = int(wanted.partition(":")[2] or 0)
+    if number >= torch.cuda.device_count():
+        seen = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
         return Check(
-            "device", Mark.CROSS, f"{wanted} is asked for, but torch {torch.__version__} sees no GPU"
+            "device", Mark.CROSS, f"{wanted} is asked for, but torch {torch.__version__} sees {seen}"
         )
     return Check("device", Mark.TICK, f"{wanted}: {torch.cuda.get_device_name(wanted)}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dicom_node import __version__
 from dicom_node.config import ConfigError, Settings, load_config, template
@@ -29,6 +30,7 @@ DEFAULT_CONFIG = Path("/etc/dicom-node/config.yaml")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in a help text are brackets
     add_completion=False,
     help="Corrects the geometric distortion of diffusion-weighted MRI between scanner and PACS.",
 )
@@ -56,15 +58,17 @@ def _exit_codes() -> tuple[tuple[type[Exception], int], ...]:
     Imported only when something went wrong: the engine takes seconds to import, `--help` should not.
     """
     from correction.errors import CorrectionError, SettingsError
+    from dicom_node.demo import DemoFailed
     from dicom_node.headers import HeaderError
     from dicom_node.ledger import LedgerError
     from dicom_node.nifti import NiftiProblem
     from dicom_node.node import NodeError
-    from dicom_node.offline import InputProblem
+    from dicom_node.offline import InputProblem, WrongOption
     from dicom_node.spool import SpoolError
 
     return (
         (UsageProblem, USAGE),
+        (WrongOption, USAGE),
         (ConfigError, USAGE),
         (SettingsError, USAGE),
         (Missing, BAD_INPUT),
@@ -75,6 +79,7 @@ def _exit_codes() -> tuple[tuple[type[Exception], int], ...]:
         (LedgerError, BAD_INPUT),
         (PeerProblem, PEER),
         (NodeError, OTHER),
+        (DemoFailed, OTHER),
         (SpoolError, OTHER),
         (OSError, OTHER),
     )
@@ -252,7 +257,8 @@ def correct(
         reference=reference,
         recipe=Recipe(
             method=method or base.method,
-            overrides=(*base.overrides, *named),
+            # the configured settings belong to the configured method
+            overrides=(*(base.overrides if method in (None, base.method) else ()), *named),
             seed=seed,
             device=device or base.device,
             modulate=base.modulate,
@@ -280,6 +286,9 @@ def correct(
             out.print(f"  Files in {result.out}; look at {result.out / 'qc.png'}.", markup=False)
         for item in report.skipped:
             out.print(f"{item.name}: not corrected: {item.text}", markup=False)
+        if report.unreadable:
+            files = "1 file" if len(report.unreadable) == 1 else f"{len(report.unreadable)} files"
+            out.print(f"{files} could not be read, the first: {report.unreadable[0]}", markup=False)
     if report.rejected:
         raise typer.Exit(REJECTED)
 
@@ -376,6 +385,8 @@ def echo(
 
     settings = _settings_if_named() if names else _settings()
     wanted = names or list(settings.destinations if settings else ())
+    if not wanted:
+        raise UsageProblem("No destination is configured; name one as AET@HOST:PORT.")
     answers = [(name, ask(peer_named(name, settings))) for name in wanted]
     if as_json:
         _print_json({
@@ -386,8 +397,10 @@ def echo(
         })  # fmt: skip
     else:
         for name, answer in answers:
-            told = answer.problem.text if answer.problem else f"answered in {answer.seconds:.2f} s"
-            out.print(f"{name}: {told}", markup=False)
+            if answer.problem:
+                err.print(f"{name}: {answer.problem.text}", markup=False)
+            else:
+                out.print(f"{name}: answered in {answer.seconds:.2f} s", markup=False)
     if any(answer.problem for _, answer in answers):
         raise typer.Exit(PEER)
 
@@ -407,7 +420,7 @@ def jobs(
 
     unknown = sorted(set(state or ()) - set(JobState))
     if unknown:
-        raise typer.BadParameter(f"'{unknown[0]}' is no state; states are: {', '.join(JobState)}.")
+        raise UsageProblem(f"'{unknown[0]}' is no state; states are: {', '.join(JobState)}.")
     ledger = _ledger(_settings())
     if job_id is not None:
         document = job_document(ledger, job_id)
@@ -424,9 +437,8 @@ def jobs(
     table = Table("job", "series", "state", "since", "verdict", "why", box=None)
     for job in pages:
         why = job["reason"]["text"] if job["reason"] else ""
-        table.add_row(
-            str(job["id"]), str(job["series_number"]), job["state"], job["changed"], job["verdict"] or "", why
-        )
+        cells = (job["id"], job["series_number"], job["state"], job["changed"], job["verdict"] or "", why)
+        table.add_row(*(Text(str(cell)) for cell in cells))  # Text: brackets in a reason are no markup
     out.print(table if pages else "No job yet.")
 
 
@@ -456,6 +468,14 @@ def _print_job(document: dict[str, Any]) -> None:
         out.print(f"  reference series {candidate['series_number']}: {candidate['why']}", markup=False)
 
 
+def _who() -> str:
+    """Who decides: the user's name, or the number where the system knows no name (a container, say)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
 JobId = Annotated[int, typer.Argument(metavar="ID", help="The number of the job.")]
 
 
@@ -464,7 +484,7 @@ def retry(job_id: JobId) -> None:
     """Try a failed, withheld or skipped job again."""
     from dicom_node import decisions
 
-    job = decisions.retry(_ledger(_settings()), job_id, getpass.getuser())
+    job = decisions.retry(_ledger(_settings()), job_id, _who())
     out.print(f"Job {job.id} is {job.state}.")
 
 
@@ -474,7 +494,7 @@ def release(job_id: JobId) -> None:
     from dicom_node import decisions
 
     settings = _settings()
-    job = decisions.release(_ledger(settings), job_id, getpass.getuser(), settings.deliver_to)
+    job = decisions.release(_ledger(settings), job_id, _who(), settings.deliver_to)
     out.print(f"Job {job.id} is {job.state}.")
 
 
@@ -483,7 +503,7 @@ def withhold(job_id: JobId) -> None:
     """Keep a result from being sent."""
     from dicom_node import decisions
 
-    job = decisions.withhold(_ledger(_settings()), job_id, getpass.getuser())
+    job = decisions.withhold(_ledger(_settings()), job_id, _who())
     out.print(f"Job {job.id} is {job.state}.")
 
 

@@ -26,7 +26,14 @@ from correction.errors import CorrectionError, SettingsError
 from correction.methods import Settings as EngineSettings
 from dicom_node import __version__
 from dicom_node.derive import DerivePolicy, Provenance, derive
-from dicom_node.headers import GeometryProblem, HeaderError, InstanceFacts, Unreadable, read_instance, summarise
+from dicom_node.headers import (
+    GeometryProblem,
+    HeaderError,
+    InstanceFacts,
+    Unreadable,
+    read_instance,
+    summarise,
+)
 from dicom_node.load import load, load_reference
 from dicom_node.nifti import write_displacement
 from dicom_node.outputs import Described, figures, report, write_images, write_picture, write_report

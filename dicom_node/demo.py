@@ -41,6 +41,7 @@ QUIET_S, STUDY_WAIT_S = (
 )  # nobody acquires anything more, so the demo need not wait as a hospital does
 MIN_FREE = "100 MiB"
 LIMIT_S = 1200.0
+PARTS = ("node", "archive", "scanner")  # the folders that a demo makes
 SEED = 1
 POLL_S = 0.3
 
@@ -117,8 +118,7 @@ def run_demo(study: Path | None, keep: Path | None, progress: Progress) -> Shown
     """
     folder = keep or Path(tempfile.mkdtemp(prefix="dicom-node-demo."))
     folder.mkdir(parents=True, exist_ok=True)
-    for part in ("node", "archive", "scanner"):  # of an earlier demo
-        shutil.rmtree(folder / part, ignore_errors=True)
+    _clear_earlier(folder)
     started = time.monotonic()
     case = None
     if study is None:
@@ -129,9 +129,19 @@ def run_demo(study: Path | None, keep: Path | None, progress: Progress) -> Shown
         raise DemoFailed(f"There is no DICOM file in {study}.")
     shown = _run_chain(files, folder, case, progress, started)
     if keep is None:
-        for part in ("node", "archive", "scanner"):
-            shutil.rmtree(folder / part, ignore_errors=True)
+        _clear_earlier(folder)
     return shown
+
+
+def _clear_earlier(folder: Path) -> None:
+    """Remove what a demo made in `folder`, and nothing that was there before any demo; raises DemoFailed."""
+    mark = folder / ".dicom-node-demo"
+    there = [folder / part for part in PARTS if (folder / part).exists()]
+    if there and not mark.exists():
+        raise DemoFailed(f"{there[0]} was not made by a demo; name another folder with --keep.")
+    mark.touch()
+    for part in there:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _run_chain(

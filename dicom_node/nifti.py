@@ -27,7 +27,16 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 INTENT_VECTOR = 1007  # NIFTI_INTENT_VECTOR: what ITK and ANTs expect of a displacement field
 
 
-_UNREADABLE = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError, HeaderDataError, ImageDataError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    ImageDataError,
+)
 
 
 class NiftiProblem(Exception):

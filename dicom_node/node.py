@@ -31,7 +31,7 @@ from dicom_node.log import configure, get_logger
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
 from dicom_node.scu import Peer
 from dicom_node.sockets import TlsSettings
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, SpoolError
 from dicom_node.web.app import create_app
 from dicom_node.workers import Workers
 from rules.pair import PairingPolicy
@@ -305,8 +305,14 @@ class Node:
             ledger = True
         except sqlite3.Error:
             ledger = False
-        room = self._spool.has_room()
-        workers = self._workers.alive() if self._workers is not None else 0
+        try:
+            room = self._spool.has_room()
+        except SpoolError:
+            room = False
+        try:
+            workers = self._workers.alive() if self._workers is not None else 0
+        except (OSError, TimeoutError):  # the scheduler is elsewhere, or has just gone
+            workers = 0
         destinations = {loop.name: loop.problem or "ok" for loop in self._deliveries}
         checks: dict[str, Any] = {
             "listener": "ok" if listener else "not running",

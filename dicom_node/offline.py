@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from correction import Volume
+from correction.errors import CorrectionError
 from dicom_node.compute import (
     Distorted,
     PhaseEncodingChoice,
@@ -18,23 +24,39 @@ from dicom_node.compute import (
     correct_series,
     correct_volumes,
     phase_encoding_of,
+    refusal,
 )
 from dicom_node.derive import DerivePolicy
-from dicom_node.headers import InstanceFacts, files_below, read_series, summarise
+from dicom_node.headers import (
+    HeaderError,
+    InstanceFacts,
+    Unreadable,
+    files_below,
+    read_instance,
+    read_series,
+    summarise,
+)
 from dicom_node.nifti import NiftiProblem, lowest_shell, read_b_values, read_nifti, write_displacement
 from dicom_node.outputs import Described, report, write_images, write_picture, write_report
+from rules.classify import classify
 from rules.facts import SeriesFacts
 from rules.pair import NoPairing, Pairing, PairingPolicy
-from rules.study import StudyDecision, decide_study
+from rules.reasons import Reason
+from rules.study import Outcome, StudyDecision, decide_study
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 AXES = ("i", "i-", "j", "j-", "k", "k-", "none")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(?P<number>\d+))?")
 
 SeriesProgress = Callable[[str, str, float], None]  # which series, stage, fraction
 
 
 class InputProblem(Exception):
     """Input that cannot be corrected; the message says what it is and what to do."""
+
+
+class WrongOption(Exception):
+    """An option that cannot be followed; the message says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +115,12 @@ class Report:
 def correct_input(request: Request, progress: SeriesProgress) -> Report:
     """Correct what `request` names.
 
-    Raises InputProblem, NiftiProblem, headers.HeaderError and correction.errors.CorrectionError, each
-    with a sentence for people.
+    Raises WrongOption, InputProblem, NiftiProblem, headers.HeaderError and correction.errors.CorrectionError,
+    each with a sentence for people. Options are looked at first: reading a study takes its time.
     """
-    if request.phase_encoding is not None and request.phase_encoding not in AXES:
-        raise InputProblem(
-            f"'{request.phase_encoding}' is no phase-encoding axis; write one of: {', '.join(AXES)}."
-        )
-    missing = [path for path in (*request.inputs, request.reference) if path and not path.exists()]
+    _check_options(request)
+    named = (*request.inputs, request.reference, request.b_values, request.b_vectors)
+    missing = [path for path in named if path and not path.exists()]
     if missing:
         raise InputProblem(f"{missing[0]} does not exist.")
     nifti = [path for path in request.inputs if path.name.endswith(NIFTI_ENDINGS)]
@@ -111,6 +131,35 @@ def correct_input(request: Request, progress: SeriesProgress) -> Report:
             "Give one NIfTI file, or DICOM folders, not several inputs with a NIfTI among them."
         )
     return Report((_correct_nifti(nifti[0], request, progress),))
+
+
+def _check_options(request: Request) -> None:
+    """Raises WrongOption, or SettingsError for what the method does not know."""
+    request.recipe.settings()
+    if request.phase_encoding is not None and request.phase_encoding not in AXES:
+        raise WrongOption(
+            f"'{request.phase_encoding}' is no phase-encoding axis; write one of: {', '.join(AXES)}."
+        )
+    if request.total_readout_s is not None and not 0 < request.total_readout_s < 10:
+        raise WrongOption(
+            f"{request.total_readout_s:g} is no total readout time; write seconds, such as 0.05."
+        )
+    device = request.recipe.device
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise WrongOption(f"'{device}' is no device; write auto, cpu or cuda:N.")
+    if device.startswith("cuda") and int(match["number"] or 0) >= torch.cuda.device_count():
+        raise WrongOption(f"There is no GPU '{device}' that torch can use; write auto or cpu.")
+
+
+def _output_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongOption(
+            f"The folder {path} cannot be made ({error.strerror}); give another --out."
+        ) from error
+    return path
 
 
 # --------------------------------------------------------------------------------------------- DICOM
@@ -126,23 +175,39 @@ def _correct_study(request: Request, progress: SeriesProgress) -> Report:
     if not decision.outcomes:
         raise InputProblem(_nothing_to_correct(decision, facts))
     given = _given_reference(request.reference)
+    folders = _folders(facts[uid] for uid in decision.outcomes)
     results, skipped = [], []
     for uid in sorted(decision.outcomes, key=lambda uid: (facts[uid].series_number or 0, uid)):
         outcome = decision.outcomes[uid]
         name = _name(facts[uid])
-        if isinstance(outcome, Pairing) or (isinstance(outcome, NoPairing) and given):
-            reference = given or series[outcome.reference.series_uid]  # type: ignore[union-attr]
-            out = request.out if len(decision.outcomes) == 1 else request.out / _folder(facts[uid])
-            results.append(
-                _correct_one(name, series[uid], reference, out, request, decision, facts, progress)
-            )
-        else:
+        reference = _reference_of(outcome, given, series)
+        if reference is None:
             why = outcome.reason if isinstance(outcome, NoPairing) else outcome
+            assert isinstance(why, Reason)  # a Pairing has a reference
             skipped.append(Skipped(name, why.code, why.text))
+            continue
+        out = request.out if len(folders) == 1 else request.out / folders[uid]
+        try:
+            results.append(_correct_one(name, series[uid], reference, out, request, facts, progress))
+        except (HeaderError, CorrectionError) as error:  # the other series can do nothing for it
+            refused = refusal(error)
+            skipped.append(Skipped(name, refused.code, refused.text))
     if not results:
         told = "; ".join(f"{item.name}: {item.text}" for item in skipped)
         raise InputProblem(f"Nothing was corrected. {told}")
     return Report(tuple(results), tuple(skipped), tuple(file.why for file in reading.unreadable))
+
+
+def _reference_of(
+    outcome: Outcome, given: list[InstanceFacts] | None, series: dict[str, list[InstanceFacts]]
+) -> list[InstanceFacts] | None:
+    """What a DWI is corrected with: the named reference, else the chosen one; None where there is none."""
+    match outcome:
+        case Pairing():
+            return given or series[outcome.reference.series_uid]
+        case NoPairing():
+            return given
+    return None
 
 
 def _given_reference(path: Path | None) -> list[InstanceFacts] | None:
@@ -165,20 +230,17 @@ def _correct_one(
     reference: Sequence[InstanceFacts],
     out: Path,
     request: Request,
-    decision: StudyDecision,
     facts: dict[str, SeriesFacts],
     progress: SeriesProgress,
 ) -> Result:
-    out.mkdir(parents=True, exist_ok=True)
-    # derived/ of an earlier run with other settings would mix two series
-    shutil.rmtree(out / "derived", ignore_errors=True)
+    _remove_earlier(_output_folder(out) / "derived")
     reference_facts = summarise(reference)
-    found = decision.classifications.get(reference_facts.series_uid)
+    contrast = classify(reference_facts, request.pairing.overrides).contrast
     started = time.monotonic()
     outcome = correct_series(
         source,
         reference,
-        contrast=str(found.contrast if found and found.contrast else "anatomical"),
+        contrast=str(contrast or "anatomical"),
         recipe=request.recipe,
         policy=request.derive,
         taken_numbers=frozenset(
@@ -200,6 +262,23 @@ def _correct_one(
         shift["max"],
         time.monotonic() - started,
     )
+
+
+def _remove_earlier(derived: Path) -> None:
+    """Delete what an earlier run left in derived/: with other settings, two series would mix.
+
+    Nothing else is deleted; raises WrongOption when there is something that this program did not make.
+    """
+    earlier = sorted(derived.iterdir()) if derived.is_dir() else []
+    for path in earlier:
+        try:
+            ours = bool(read_instance(path).series.own_output)
+        except Unreadable:
+            ours = False
+        if not ours:
+            raise WrongOption(f"{path} is in the way and was not made by dicom-node; give another --out.")
+    for path in earlier:
+        path.unlink()
 
 
 def _asked_phase_encoding(request: Request, source: Sequence[InstanceFacts]) -> PhaseEncodingChoice | None:
@@ -230,9 +309,17 @@ def _name(facts: SeriesFacts) -> str:
     return f"series {number}" + (f" '{facts.description}'" if facts.description else "")
 
 
-def _folder(facts: SeriesFacts) -> str:
-    """A sub-folder by SeriesNumber; the UID tells apart what has none."""
-    return str(facts.series_number) if facts.series_number is not None else facts.series_uid[-12:]
+def _folders(series: Iterable[SeriesFacts]) -> dict[str, str]:
+    """Sub-folders by SeriesNumber; a digest of the UID tells apart those without one, or with the same."""
+    series = list(series)
+    times = Counter(item.series_number for item in series)
+    folders = {}
+    for item in series:
+        digest = hashlib.sha256(item.series_uid.encode()).hexdigest()[:8]
+        number = "series" if item.series_number is None else str(item.series_number)
+        alone = item.series_number is not None and times[item.series_number] == 1
+        folders[item.series_uid] = number if alone else f"{number}-{digest}"
+    return folders
 
 
 # --------------------------------------------------------------------------------------------- NIfTI
@@ -254,12 +341,12 @@ def _correct_nifti(path: Path, request: Request, progress: SeriesProgress) -> Re
     encoding = _nifti_phase_encoding(path, request)
     distorted = Distorted(image.voxels, image.affine, lowest_shell(b_values), encoding)
     reference = Volume.from_numpy(reference_image.voxels[0], reference_image.affine)
+    _output_folder(request.out)
     read_s = time.monotonic() - started
     name = path.name
     corrected = correct_volumes(
         distorted, reference, request.recipe, lambda stage, fraction: progress(name, stage, fraction)
     )
-    request.out.mkdir(parents=True, exist_ok=True)
     document = report(
         corrected.correction,
         Described(
@@ -320,7 +407,10 @@ def _nifti_phase_encoding(path: Path, request: Request) -> PhaseEncodingChoice:
             said = json.loads(sidecar.read_text(encoding="utf-8"))
         except ValueError as error:
             raise NiftiProblem(f"{sidecar} is not JSON; mend it, or give --phase-encoding.") from error
-    readout_s = readout_s or said.get("TotalReadoutTime")
+        if not isinstance(said, dict):
+            raise NiftiProblem(f"{sidecar} is no JSON object; mend it, or give --phase-encoding.")
+    if readout_s is None and isinstance(said.get("TotalReadoutTime"), int | float):
+        readout_s = float(said["TotalReadoutTime"])
     for key, polarity_known in (("PhaseEncodingDirection", True), ("PhaseEncodingAxis", False)):
         if said.get(key) in AXES[:-1]:
             return PhaseEncodingChoice(said[key], said[key], sidecar.name, polarity_known, readout_s)

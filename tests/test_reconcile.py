@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,9 @@ def test_a_dwi_with_a_t2_is_queued_with_both_series_and_the_reasons(
     job, task = node.ledger.job(job_id), node.workers.tasks[job_id]
     assert (job.series_uid, job.reference_series_uid) == (study.dwi_series_uid, study.reference_series_uid)
     assert job.choice is not None
-    assert "chosen: " in job.choice
+    assert [one["series_uid"] for one in json.loads(job.choice) if one["accepted"]] == [
+        study.reference_series_uid
+    ]
     assert (len(task.source), len(task.reference)) == (len(study.dwi_files), len(study.reference_files))
     assert all((task.root / path).is_file() for path in (*task.source, *task.reference))
     assert task.contrast == "T2"
@@ -460,7 +463,7 @@ def test_after_a_restart_a_correction_starts_again(node: SmallNode, study: Phant
 def test_other_settings_give_the_result_another_name(node: SmallNode, study: PhantomStudy) -> None:
     job_id = correcting(node, study)
     name = node.workers.tasks[job_id].name
-    node.policy = replace(node.policy, recipe=replace(node.policy.recipe, overrides=(("bending", "20"),)))
+    node.policy = replace(node.policy, recipe=replace(node.policy.recipe, overrides=(("iterations", "7"),)))
     node.restart()
     node.after(1)
     assert node.workers.tasks[job_id].name != name

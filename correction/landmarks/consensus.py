@@ -117,9 +117,7 @@ def _disagreeing(points: Array, shift: Array, alive: Flags) -> Flags:
     return bad
 
 
-def _folding(
-    points: Array, shift: Array, score: Array, alive: Flags
-) -> Flags:
+def _folding(points: Array, shift: Array, score: Array, alive: Flags) -> Flags:
     """The weaker of two neighbours whose shifts would swap their order along phase encode."""
     bad = np.zeros(len(points), dtype=bool)
     where = np.flatnonzero(alive)

@@ -43,7 +43,9 @@ def test_papers_landmarks_pull_the_field_in_the_stated_unit(case: PhantomCase) -
     fixed = where[:, ::-1] @ case.b0.affine[:3, :3].T + case.b0.affine[:3, 3]
     shift = case.displacement_mm.numpy()[:, where[:, 0], where[:, 1], where[:, 2]].T
     landmarks = Landmarks(fixed, fixed + shift, np.ones(len(where)))
-    settings = methods.paper().override(["samples=4000", "iterations=60", "landmark_weight=20", "spacing_voxels=12"])
+    settings = methods.paper().override(
+        ["samples=4000", "iterations=40", "landmark_weight=20", "spacing_voxels=12"]
+    )
     without = correct(case.b0, case.reference, "j", settings)
     with_them = correct(case.b0, case.reference, "j", settings, landmarks=landmarks)
     assert _error(case, with_them.displacement) < _error(case, without.displacement)

@@ -16,7 +16,9 @@ def test_paper_has_the_published_numbers() -> None:
 def test_overrides_change_only_what_they_name() -> None:
     changed = methods.clinical().override(["reach_mm=20", "spacings_mm=24,12", "iterations=5"])
     assert (changed.reach_mm, changed.spacings_mm, changed.iterations) == (20.0, (24.0, 12.0), 5)
-    assert changed.override([f"{k}={v}" for k, v in (("reach_mm", 12.0), ("iterations", 30))]).reach_mm == 12.0
+    assert (
+        changed.override([f"{k}={v}" for k, v in (("reach_mm", 12.0), ("iterations", 30))]).reach_mm == 12.0
+    )
     assert methods.paper().override(["parameterisation=control_points", "phase_encode_only=true"]) == (
         methods.Paper(parameterisation="control_points", phase_encode_only=True)
     )

@@ -44,6 +44,16 @@ def test_scattered_points_agree_with_the_dense_grid() -> None:
         torch.testing.assert_close(points.reshape(GRID.shape), dense, rtol=1e-4, atol=1e-5)
 
 
+def test_values_and_gradients_together_are_those_apart() -> None:
+    coefficients = torch.stack([_coefficients(seed) for seed in range(3)])
+    points = torch.rand(200, 3, dtype=torch.float64) * 40
+    value, gradient = spline.with_gradients(coefficients, LATTICE, points)
+    torch.testing.assert_close(value, spline.at_points(coefficients, spline.point_taps(LATTICE, points)))
+    for axis, order in enumerate(((1, 0, 0), (0, 1, 0), (0, 0, 1))):
+        slope = spline.at_points(coefficients, spline.point_taps(LATTICE, points, order))
+        torch.testing.assert_close(gradient[:, :, axis].T, slope, rtol=1e-4, atol=1e-5)
+
+
 def test_beyond_the_box_the_face_value_is_kept() -> None:
     coefficients = _coefficients()
     face = torch.tensor([[9.0, 5.0, LATTICE.low_mm[2] + LATTICE.intervals[2] * LATTICE.spacing_mm[2]]])

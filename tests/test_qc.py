@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from quick_correction import coarse_head
+
+from correction import Volume
+from correction.phantom import PhantomCase
+from dicom_node.qc import EDGE_COLOUR, QcImages, write_qc
+
+
+@pytest.fixture(scope="module")
+def case() -> PhantomCase:
+    return coarse_head()
+
+
+def images_of(case: PhantomCase, reference: Volume | None = None) -> QcImages:
+    truth = case.undistorted.data
+    after = case.undistorted.with_data(truth * (case.b0.data.max() / truth.max()))
+    return QcImages(
+        reference=reference or after,
+        before=case.b0,
+        after=after,
+        shift_mm=case.displacement_mm.norm(dim=0).numpy(),
+        mask=case.tissue.numpy(),
+    )
+
+
+def written(images: QcImages, path: Path) -> np.ndarray:
+    write_qc(path, images, title="title", footnote="footnote")
+    return imread(path)[..., :3]
+
+
+def yellow(picture: np.ndarray) -> np.ndarray:
+    """Pixels in which the colour of the edges prevails."""
+    red, green, blue = np.moveaxis(picture, -1, 0)
+    return (red > 0.6) & (green > 0.45) & (blue < 0.5 * red)
+
+
+def six(picture: np.ndarray) -> list[list[np.ndarray]]:
+    """The picture in its two rows (before, after) and three columns (axial, coronal, sagittal)."""
+    return [np.array_split(row, 3, axis=1) for row in np.array_split(picture, 2, axis=0)]
+
+
+def test_the_picture_has_edges_over_three_views_before_and_after(case: PhantomCase, tmp_path: Path) -> None:
+    picture = written(images_of(case), tmp_path / "qc.png")
+    assert min(picture.shape[:2]) > 600
+    for row in six(picture):
+        for view in row:
+            assert yellow(view).mean() > 0.005
+            grey = view[~yellow(view)]
+            assert grey.std() > 0.05  # an image below the edges
+    assert EDGE_COLOUR[2] < 0.5 * EDGE_COLOUR[0]
+
+
+def test_the_edges_are_the_reference_s_and_so_the_same_before_and_after(
+    case: PhantomCase, tmp_path: Path
+) -> None:
+    before, after = six(written(images_of(case), tmp_path / "qc.png"))
+    for above, below in zip(before, after, strict=True):
+        assert yellow(above).sum() == pytest.approx(yellow(below).sum(), rel=0.1)
+
+
+def test_before_and_after_show_different_images(case: PhantomCase, tmp_path: Path) -> None:
+    images = images_of(case)
+    same = QcImages(images.reference, images.before, images.before, images.shift_mm, images.mask)
+    assert not np.array_equal(written(images, tmp_path / "a.png"), written(same, tmp_path / "b.png"))
+
+
+def test_a_reference_without_structure_gives_a_picture_without_edges(
+    case: PhantomCase, tmp_path: Path
+) -> None:
+    flat = case.undistorted.with_data(case.undistorted.data * 0)
+    assert yellow(written(images_of(case, flat), tmp_path / "qc.png")).sum() == 0
+
+
+def test_the_views_do_not_depend_on_how_the_stack_was_acquired(case: PhantomCase, tmp_path: Path) -> None:
+    """A stack stored feet to head and right to left shows the same patient as one stored otherwise."""
+
+    def turned(volume: Volume) -> Volume:
+        data = volume.data.flip(0, 2)
+        flip = np.eye(4)
+        for axis, size in ((0, data.shape[2]), (2, data.shape[0])):
+            flip[axis, axis], flip[axis, 3] = -1, size - 1
+        return Volume(data.contiguous(), volume.affine @ flip)
+
+    images = images_of(case)
+    other = QcImages(
+        turned(images.reference),
+        turned(images.before),
+        turned(images.after),
+        images.shift_mm[::-1, :, ::-1].copy(),
+        images.mask[::-1, :, ::-1].copy(),
+    )
+    straight, flipped = written(images, tmp_path / "a.png"), written(other, tmp_path / "b.png")
+    assert np.abs(straight - flipped).mean() < 0.01
+
+
+def test_an_empty_image_still_gives_a_picture(tmp_path: Path) -> None:
+    empty = Volume.from_numpy(np.zeros((4, 8, 8)), np.diag([3.0, 3.0, 4.0, 1.0]))
+    nothing = np.zeros((4, 8, 8), dtype=np.float32)
+    images = QcImages(empty, empty, empty, nothing, nothing > 0)
+    assert written(images, tmp_path / "qc.png").size > 0
