@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/correction.py
+	$(BIN)/python benchmarks/seconds.py
 	$(BIN)/python benchmarks/receive.py
 	$(BIN)/python benchmarks/send.py
 	$(BIN)/python benchmarks/accuracy.py

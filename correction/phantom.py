@@ -20,6 +20,7 @@ from correction.volume import Volume
 
 Array = npt.NDArray[np.float64]
 
+SCANNER_UNITS = 1000.0  # scanners store whole numbers; this is the brightest tissue
 # tissue: (T2-weighted reference, EPI b = 0); the scalp's fat is suppressed in the EPI
 _SIGNAL = {
     "air": (0.0, 0.0),
@@ -87,7 +88,7 @@ def head_case(
     return PhantomCase(
         reference=Volume.from_numpy(_with_noise(_drawn(head, anatomical, 0), noise, random), anatomical[0]),
         b0=Volume.from_numpy(distorted, epi[0]),
-        undistorted=Volume.from_numpy(true_b0, epi[0]),
+        undistorted=Volume.from_numpy(true_b0 * SCANNER_UNITS, epi[0]),
         displacement_mm=torch.from_numpy((unit[:, None, None, None] * shift_mm).astype(np.float32)),
         tissue=torch.from_numpy(head.brain(points)),
         phase_encoding=phase_encoding,
@@ -247,4 +248,4 @@ def _distort(image: Array, shift_voxels: Array, axis: int, pile_up: bool) -> Arr
 def _with_noise(image: Array, level: float, random: np.random.Generator) -> Array:
     """Magnitude of the image with complex Gaussian noise (Rician)."""
     noise = random.standard_normal((2, *image.shape)) * level
-    return np.asarray(np.hypot(image + noise[0], noise[1]) * 1000.0)
+    return np.asarray(np.hypot(image + noise[0], noise[1]) * SCANNER_UNITS)

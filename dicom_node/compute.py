@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -171,7 +170,7 @@ def run(task: CorrectionTask) -> Outcome | Refusal:
     except (HeaderError, CorrectionError) as error:
         return refusal(error)
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # nothing is left of it once it is published
+        spool.discard(work)  # nothing is left of it once it is published
 
 
 def refusal(error: HeaderError | CorrectionError) -> Refusal:

@@ -436,7 +436,10 @@ class Ledger:
         why: Reason | None = None,
         who: str | None = None,
     ) -> bool:
-        """The job becomes `sending` and each destination is owed it; False when it moved meanwhile."""
+        """The job becomes `sending` and each destination is owed it; False when it moved meanwhile.
+
+        Also a destination that had an earlier result: what it has already of this one is not sent again.
+        """
         with self._transaction() as db:
             row = db.execute(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
             job = Job.from_row(row)
@@ -449,7 +452,7 @@ class Ledger:
                     "INSERT INTO deliveries(job_id, destination, state, next_attempt_at, since) "
                     "VALUES (?, ?, ?, ?, ?) ON CONFLICT(job_id, destination) DO UPDATE SET "
                     "state = excluded.state, next_attempt_at = excluded.next_attempt_at, "
-                    "since = excluded.since WHERE state = 'failed'",
+                    "since = excluded.since",
                     (job_id, destination, DeliveryState.PENDING, now, now),
                 )
             return True

@@ -26,7 +26,7 @@ from dicom_node.records import Growth, InstanceRecord, Job, SeriesRow
 from dicom_node.spool import Spool
 from dicom_node.states import JobState, SeriesState
 from dicom_node.workers import Finished
-from rules.classify import classify
+from rules.classify import SeriesClass, classify
 from rules.facts import SeriesFacts
 from rules.pair import NoPairing, Pairing, PairingPolicy
 from rules.rank import default_order
@@ -242,10 +242,11 @@ class Reconciler:
     def _better_may_come(
         self, pairing: Pairing, decision: StudyDecision, dwi: SeriesFacts, age_s: float
     ) -> bool:
-        """Whether a contrast that is preferred to the chosen one might still be on its way."""
+        """Whether something better might still come: another contrast, or a trace's directional DWI."""
         order = self._policy.pairing.reference_order or default_order(dwi)
         chosen = decision.classifications[pairing.reference.series_uid].contrast
-        if chosen == order[0]:
+        trace = decision.classifications[dwi.series_uid].series_class is SeriesClass.TRACE_DWI
+        if chosen == order[0] and not trace:
             return False
         return age_s < min(BETTER_REFERENCE_WAIT_S, self._policy.study_wait_s)
 

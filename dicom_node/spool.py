@@ -153,6 +153,10 @@ class Spool:
         with _as_spool_error("no scratch folder could be made"):
             return Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self.root / "work"))
 
+    def discard(self, work_dir: Path) -> None:
+        """Delete a scratch folder; no error when it is gone, published or swept."""
+        shutil.rmtree(work_dir, ignore_errors=True)
+
     def publish(self, work_dir: Path, name: str) -> Path:
         """Make everything in `work_dir` durable and rename it to results/`name`; returns that folder.
 

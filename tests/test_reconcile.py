@@ -127,7 +127,6 @@ def test_after_an_abort_a_series_waits_for_the_rest(node: SmallNode, study: Phan
     assert node.series_states() == {study.dwi_series_uid: "complete"}
 
 
-@pytest.mark.xfail(strict=True, reason="dicom_node.headers never says SeriesFacts.incomplete")
 def test_a_dwi_that_lacks_a_slice_is_waited_for_and_then_skipped_as_incomplete(
     node: SmallNode, study: PhantomStudy
 ) -> None:

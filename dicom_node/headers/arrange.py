@@ -14,7 +14,7 @@ from datetime import datetime
 import numpy as np
 
 from dicom_node.headers.instance import Arrangement, FrameFacts, InstanceFacts, VolumeFacts
-from dicom_node.headers.problems import GeometryProblem
+from dicom_node.headers.problems import GeometryProblem, MissingSlices
 from dicom_node.headers.space import dot
 from rules.facts import Vec3, Vendor
 
@@ -207,7 +207,7 @@ class _Grid:
                 )
 
     def check_uniform(self) -> None:
-        """Raises GeometryProblem where the distance between slices jumps."""
+        """Raises MissingSlices where the distance between slices jumps."""
         gaps = np.diff(self.positions_mm)
         if len(gaps) < 2:
             return
@@ -215,7 +215,7 @@ class _Grid:
         worst = int(np.argmax(np.abs(gaps - usual)))
         if abs(gaps[worst] - usual) > UNIFORM_WITHIN * usual:
             low, high = self.positions_mm[worst : worst + 2]
-            raise GeometryProblem(
+            raise MissingSlices(
                 f"The slices are not evenly spaced: {gaps[worst]:.1f} mm between {low:.1f} and {high:.1f} mm "
                 f"where {usual:.1f} mm is usual, as when a slice is missing."
             )
@@ -311,7 +311,7 @@ def _age(frame: FrameFacts) -> tuple[datetime, int, int, str]:
 
 
 def _check_complete(volumes: list[Stack], grid: _Grid) -> None:
-    """Raises GeometryProblem naming the cells of the volume × position table that are empty."""
+    """Raises MissingSlices naming the cells of the volume × position table that are empty."""
     missing = []
     for number, volume in enumerate(_acquisition_order(volumes, grid), start=1):
         present = {grid.index(frame) for frame in volume}
@@ -324,7 +324,7 @@ def _check_complete(volumes: list[Stack], grid: _Grid) -> None:
     if missing:
         more = f", and {len(missing) - _NAMED_CELLS} more" if len(missing) > _NAMED_CELLS else ""
         sentence = ", ".join(missing[:_NAMED_CELLS])
-        raise GeometryProblem(f"{sentence[0].upper()}{sentence[1:]}{more}.")
+        raise MissingSlices(f"{sentence[0].upper()}{sentence[1:]}{more}.")
 
 
 def _acquisition_order(volumes: list[Stack], grid: _Grid) -> list[Stack]:

@@ -2,7 +2,8 @@
 
 HeaderError
 ├── Unreadable        a file that is no DICOM, is damaged, or whose pixels cannot be decoded
-└── GeometryProblem   images that do not form volumes: missing slices, several orientations, no positions
+└── GeometryProblem   images that do not form volumes: several orientations, no positions
+    └── MissingSlices  they would, were the slices here that others of the series suggest
 """
 
 
@@ -16,3 +17,7 @@ class Unreadable(HeaderError):
 
 class GeometryProblem(HeaderError):
     """Images of one series that cannot be stacked into volumes."""
+
+
+class MissingSlices(GeometryProblem):
+    """Images that would form volumes, were some slices not missing: those may still arrive."""

@@ -16,7 +16,7 @@ from dicom_node.headers.arrange import (
     with_unwritten_b0,
 )
 from dicom_node.headers.instance import Arrangement, FrameFacts, InstanceFacts
-from dicom_node.headers.problems import GeometryProblem
+from dicom_node.headers.problems import GeometryProblem, MissingSlices
 from dicom_node.headers.space import dot
 from rules.facts import Box, Directionality, SeriesFacts, Vec3
 
@@ -44,7 +44,8 @@ def summarise(instances: Sequence[InstanceFacts]) -> SeriesFacts:
     try:
         return _with_volumes(said, arrange(instances))
     except GeometryProblem as problem:
-        return _without_volumes(replace(said, geometry_problem=str(problem)), frames)
+        lacking = isinstance(problem, MissingSlices)
+        return _without_volumes(replace(said, geometry_problem=str(problem), incomplete=lacking), frames)
 
 
 def _order(instance: InstanceFacts) -> tuple[int, str, str]:
