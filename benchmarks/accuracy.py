@@ -1,6 +1,6 @@
 """Field error of the engine's methods on cases with a known field: RMSE and p95 in mm, folds, seconds.
 
-    python -m benchmarks.accuracy [--data FOLDER] [--method clinical|paper] [--set key=value] [--json FILE]
+    python -m benchmarks.accuracy [--data FOLDER] [--method NAME] [--matcher NAME] [--set key=value] [--json FILE]
 
 Cases: the synthetic head, and (with --data, the folder of the unpacked studies) smooth warps of the
 open_ms FLAIR against its T2 and T1. Prints the device and one line a case; writes all figures as JSON.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from correction import Volume, correct, methods
+from correction.landmarks import find_landmarks
 from correction.methods import Settings
 from correction.phantom import head_case, warped
 
@@ -65,9 +66,12 @@ def nifti(path: Path) -> Volume:
     return Volume.from_numpy(np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0), affine)
 
 
-def measure(case: Case, settings: Settings, device: str) -> dict[str, object]:
+def measure(case: Case, settings: Settings, matcher: str, device: str) -> dict[str, object]:
     begun, cpu = time.perf_counter(), time.process_time()
-    result = correct(case.b0, case.reference, case.phase_encoding, settings, device=device)
+    landmarks = None
+    if matcher != "none":
+        landmarks = find_landmarks(case.b0, case.reference, case.phase_encoding, matcher, device=device)
+    result = correct(case.b0, case.reference, case.phase_encoding, settings, landmarks, device=device)
     wall_s, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
     errors = {
         "before": torch.linalg.vector_norm(case.displacement_mm[:, case.tissue], dim=0),
@@ -95,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder of the unpacked studies")
     parser.add_argument("--method", choices=("clinical", "paper"), default="clinical")
+    parser.add_argument("--matcher", default="none", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="key=value")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="where to write all figures")
@@ -108,7 +113,7 @@ def main() -> None:
     print(f"{'case':36}  before  after  p95   folded  verdict  CPU s")
     rows = []
     for case in (*phantoms(), *(warps(chosen.data / "open_ms_long01") if chosen.data else ())):
-        row = measure(case, settings, chosen.device)
+        row = measure(case, settings, chosen.matcher, chosen.device)
         rows.append(row)
         quality = row["quality"]
         assert isinstance(quality, dict)

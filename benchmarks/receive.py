@@ -1,6 +1,6 @@
 """How fast instances are received: our listener (durable) against DCMTK's storescp, in the same run.
 
-    python benchmarks/receive.py [--instances 500] [--size 64 512] [--associations 1 4] [--json FILE]
+    python -m benchmarks.receive [--instances 500] [--size 64 512] [--associations 1 4] [--json FILE]
 
 DCMTK's storescu sends, with Nagle's algorithm as packaged and with TCP_NODELAY=1 in its environment.
 Ours answers Success after fsync of the file, rename, fsync of the folder and a committed ledger row;
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from networks import (
+
+from benchmarks.networks import (
     NAGLE,
     environment,
     free_port,
@@ -32,7 +33,6 @@ from networks import (
     show,
     wait_for_port,
 )
-
 from dicom_node.listener import ListenerSettings, run_listener
 
 DURABLE = "fsync(file), rename, fsync(folder), ledger commit (WAL, synchronous=FULL)"

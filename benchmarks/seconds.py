@@ -1,6 +1,6 @@
 """Seconds of one correction by stage, and peak memory, on the synthetic head and on a study if given.
 
-    python benchmarks/seconds.py [--study FOLDER] [--device cpu|cuda]
+    python -m benchmarks.seconds [--study FOLDER] [--device cpu|cuda]
 
 Each case is a process of its own, `dicom-node correct` from start to end, as a user runs it.
 """

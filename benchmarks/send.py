@@ -1,6 +1,6 @@
 """How fast a series is sent: our SCU against DCMTK's storescu, both to DCMTK's storescp, in the same run.
 
-    python benchmarks/send.py [--instances 500] [--size 64 512] [--json FILE]
+    python -m benchmarks.send [--instances 500] [--size 64 512] [--json FILE]
 
 With Nagle's algorithm in DCMTK as packaged (as many archives have it), and with TCP_NODELAY=1 in the
 environment of storescp and storescu. One association each.
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from networks import (
+from benchmarks.networks import (
     NAGLE,
     environment,
     free_port,
@@ -27,7 +27,6 @@ from networks import (
     show,
     wait_for_port,
 )
-
 from dicom_node.scu import Peer, store
 
 

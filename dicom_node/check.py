@@ -12,6 +12,7 @@ from enum import StrEnum
 import torch
 
 from correction.errors import SettingsError
+from correction.landmarks import WeightsError, matchers, mind_blocks
 from dicom_node.config import Settings, remarks
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.node import peers, recipe
@@ -44,6 +45,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield _disk(settings)
     yield _ledger(settings)
     yield _engine(settings)
+    yield _matcher(settings)
     yield _device(settings)
     for name, peer in peers(settings).items():
         answer = echo(peer)
@@ -90,6 +92,20 @@ def _engine(settings: Settings) -> Check:
     except SettingsError as error:
         return Check("correction", Mark.CROSS, f"{error} Mend correction.settings.")
     return Check("correction", Mark.TICK, f"method {settings.correction.method}")
+
+
+def _matcher(settings: Settings) -> Check:
+    """The configured matcher, with its weights read and compared with their hashes."""
+    name, folder = settings.correction.matcher, settings.correction.weights_dir
+    if name in ("none", mind_blocks.NAME):
+        return Check("matcher", Mark.TICK, name)
+    try:
+        found = matchers.matcher(matchers.XFeatLighterGlue.name if name == "auto" else name, folder)
+    except WeightsError as error:
+        if name == "auto":
+            return Check("matcher", Mark.REMARK, f"auto takes {mind_blocks.NAME}: {error}")
+        return Check("matcher", Mark.CROSS, str(error))
+    return Check("matcher", Mark.TICK, found.name)
 
 
 def _device(settings: Settings) -> Check:

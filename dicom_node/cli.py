@@ -227,6 +227,10 @@ def correct(
         Path | None, typer.Option(help="The anatomical image; DICOM input chooses by itself.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="clinical or paper.")] = None,
+    matcher: Annotated[
+        str | None,
+        typer.Option(help="Landmarks: none, auto, xfeat-lighterglue, disk-lightglue or mind-blocks."),
+    ] = None,
     phase_encoding: Annotated[
         str | None, typer.Option(help="i, i-, j, j-, k, k-, or none for free 3-D.")
     ] = None,
@@ -262,6 +266,8 @@ def correct(
             seed=seed,
             device=device or base.device,
             modulate=base.modulate,
+            matcher=matcher or base.matcher,
+            weights_dir=base.weights_dir,
         ),
         phase_encoding=phase_encoding,
         total_readout_s=total_readout_time,

@@ -22,6 +22,7 @@ import torch
 
 from correction import Correction, Volume, correct, methods
 from correction.errors import CorrectionError, SettingsError
+from correction.landmarks import find_landmarks
 from correction.methods import Settings as EngineSettings
 from dicom_node import __version__
 from dicom_node.derive import DerivePolicy, Provenance, derive
@@ -40,6 +41,8 @@ from dicom_node.spool import Spool
 from rules.facts import SeriesFacts
 from rules.reasons import Code
 
+NO_MATCHER = "none"
+
 Array = npt.NDArray[np.float32]
 Progress = Callable[[str, float], None]
 
@@ -48,6 +51,7 @@ Progress = Callable[[str, float], None]
 class Recipe:
     """How to correct: everything beside the images that decides the result.
 
+    matcher: none, or as correction.landmarks.find_landmarks takes it; weights_dir: where its weights are.
     overrides: (setting, value) pairs over the method's defaults. device: auto, cpu or cuda[:N].
     """
 
@@ -56,6 +60,8 @@ class Recipe:
     seed: int = 0
     device: str = "auto"
     modulate: bool = False
+    matcher: str = NO_MATCHER
+    weights_dir: str = ""
 
     def settings(self) -> EngineSettings:
         """The engine's settings. Raises correction.errors.SettingsError."""
@@ -306,14 +312,23 @@ def correct_volumes(
     distorted: Distorted, reference: Volume, recipe: Recipe, progress: Progress | None = None
 ) -> Corrected:
     """Estimate on the lowest shell, apply to every volume. Raises correction.errors.CorrectionError."""
+    axis, device, b0 = distorted.phase_encoding.axis, recipe.resolved_device(), distorted.b0()
+    started = time.monotonic()
+    landmarks = None
+    if recipe.matcher != NO_MATCHER:
+        _tell(progress, "landmarks", 0.0)
+        weights_dir = Path(recipe.weights_dir) if recipe.weights_dir else None
+        landmarks = find_landmarks(b0, reference, axis, recipe.matcher, weights_dir, device)
+    found_s = time.monotonic() - started
     correction = correct(
-        distorted.b0(),
+        b0,
         reference,
-        phase_encoding=distorted.phase_encoding.axis,
+        phase_encoding=axis,
         settings=recipe.settings(),
+        landmarks=landmarks,
         readout_s=distorted.phase_encoding.readout_s,
         seed=recipe.seed,
-        device=recipe.resolved_device(),
+        device=device,
         progress=progress,
     )
     started = time.monotonic()
@@ -322,7 +337,8 @@ def correct_volumes(
         _tell(progress, "apply", index / len(distorted.voxels))
         moved = correction.apply(Volume.from_numpy(volume, distorted.affine), modulate=recipe.modulate)
         voxels[index] = moved.data.cpu().numpy()
-    return Corrected(correction, voxels, {**correction.seconds, "apply": time.monotonic() - started})
+    seconds = {"landmarks": found_s, **correction.seconds, "apply": time.monotonic() - started}
+    return Corrected(correction, voxels, seconds)
 
 
 def phase_encoding_of(facts: SeriesFacts) -> PhaseEncodingChoice:

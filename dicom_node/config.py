@@ -183,8 +183,8 @@ class CorrectionSettings(Section):
     """How the distortion is estimated, on what, and what happens to a poor result."""
 
     method: Literal["clinical", "paper"] = "clinical"
-    matcher: Literal["auto", "none"] = "auto"
-    weights_dir: Annotated[FilePath | None, only_yet(None)] = None
+    matcher: Literal["none", "auto", "xfeat-lighterglue", "disk-lightglue", "mind-blocks"] = "none"
+    weights_dir: FilePath | None = None
     device: Annotated[
         str,
         Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra={"write": "auto, cpu, cuda or cuda:N"}),

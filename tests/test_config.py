@@ -323,7 +323,6 @@ def test_tls_needs_whom_to_trust_and_both_halves_of_a_pair(tmp_path: Path) -> No
     "variable",
     [
         "DESTINATIONS__PACS__STORAGE_COMMITMENT=true",
-        "CORRECTION__WEIGHTS_DIR=weights",
         "DERIVE__GRID=reference",
         "DERIVE__ONE_SERIES_PER_B_VALUE=yes",
         "DERIVE__COMPANIONS__QC=on",

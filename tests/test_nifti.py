@@ -113,7 +113,7 @@ def test_the_displacement_file_is_what_itk_and_ants_expect(tmp_path: Path) -> No
         ("text.nii", b"this is no image"),
         ("empty.nii.gz", b""),
         ("text.nii.gz", b"this is no image"),
-        ("inside.nii.gz", gzip.compress(b"no image either")),
+        ("inside.nii.gz", gzip.compress(b"no image either", mtime=0)),
     ],
 )
 def test_a_file_that_is_no_nifti_is_named(tmp_path: Path, name: str, content: bytes) -> None:
@@ -134,7 +134,7 @@ def test_a_damaged_nifti_is_named(tmp_path: Path, damage: str) -> None:
     else:
         plain = bytearray(gzip.decompress(bytes(content)))
         plain[70:72] = b"\x99\x99"  # a data type that does not exist
-        content = bytearray(gzip.compress(bytes(plain)))
+        content = bytearray(gzip.compress(bytes(plain), mtime=0))
     path.write_bytes(content)
     with pytest.raises(NiftiProblem, match=r"a\.nii\.gz"):
         read_nifti(path)
