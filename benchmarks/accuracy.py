@@ -1,6 +1,6 @@
 """Field error of the engine's methods on cases with a known field: RMSE and p95 in mm, folds, seconds.
 
-    python -m benchmarks.accuracy [--data FOLDER] [--method NAME] [--matcher NAME] [--set key=value] [--json FILE]
+    python -m benchmarks.accuracy [--data FOLDER] [--method NAME] [--matcher NAME] [--set key=value]
 
 Cases: the synthetic head, and (with --data, the folder of the unpacked studies) smooth warps of the
 open_ms FLAIR against its T2 and T1. Prints the device and one line a case; writes all figures as JSON.
