@@ -36,7 +36,7 @@ class Slicing:
 
     pixel_mm: float = 0.4  # median error of the landmarks kept on XA30: 0.93 mm; at 0.5 1.02, at 0.75 1.15
     step_mm: float = 5.0  # between slices
-    most_slices: int = 20  # of a view; more cost time and changed no field by 0.1 mm
+    most_slices: int = 20  # of a view: seconds against 0.1 mm at 15 slices (XA30); above 20 no gain
     margin_mm: float = 8.0  # around the head
     overview_mm: float = 3.0  # grid of head masks and shading
     trial_slices: int = 3  # of each view, to see which contrast matches
