@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from hospital import Orthanc, RunningNode, dcm2niix, errors_of, node, orthanc, storescu
 
-pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("main-job")]
+pytestmark = pytest.mark.peers
 
 STUDIES = (
     "siemens-xa30-enhanced",
