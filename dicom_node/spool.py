@@ -3,11 +3,11 @@
 The only module that fsyncs, renames or deletes. What it has handed back survives a power cut: the bytes
 are written under a temporary name, fsynced, renamed once, and the directory is fsynced.
 
-    root/incoming/    instances while they are written
-    root/instances/   xx/<digest>.<revision>.dcm, xx the first two digits of the digest
-    root/results/     one folder for each published correction
-    root/work/        scratch folders of running corrections
-    root/quarantine/  what could not be read as DICOM, each with a note saying why; bounded
+    incoming/    instances while they are written
+    instances/   xx/<digest>.<revision>.dcm, xx the first two digits of the digest
+    results/     one folder for each published correction
+    work/        scratch folders of running corrections
+    quarantine/  what could not be read as DICOM, each with a note saying why; bounded
 """
 
 from __future__ import annotations
