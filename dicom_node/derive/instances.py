@@ -28,6 +28,7 @@ from dicom_node.derive.provenance import Provenance, ReferenceSlices
 from dicom_node.derive.series_header import DerivePolicy, series_header
 from dicom_node.derive.template import Elements
 from dicom_node.headers import FrameFacts, Unreadable, VolumeFacts
+from dicom_node.headers.scan import OWN_IMAGE_TYPE
 from dicom_node.load import LoadedSeries
 from rules.facts import Directionality, Vendor
 
@@ -217,7 +218,7 @@ def _rescale(scale: Scale) -> Elements:
 
 def _put_image_type(instance: Dataset, volume: VolumeFacts) -> None:
     kind = TRACE if _is_trace(volume) else "DIFFUSION"
-    put(instance, "ImageType", ["DERIVED", "SECONDARY", "OTHER", kind, provenance.TOKEN])
+    put(instance, "ImageType", ["DERIVED", "SECONDARY", "OTHER", kind, OWN_IMAGE_TYPE])
 
 
 def _is_trace(volume: VolumeFacts) -> bool:

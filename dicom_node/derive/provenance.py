@@ -24,8 +24,6 @@ from rules.facts import SeriesFacts
 
 Point = npt.NDArray[np.float64]
 
-TOKEN = "DISTCORR"  # ImageType value 5 of what we write; headers.scan knows our output by it
-
 # Fixed for ever: every UID that this project mints is a UUIDv5 in this namespace (PS3.5 B.2 root 2.25).
 NAMESPACE = uuid.UUID("abbd45b2-8ff4-4183-9ba7-57d2778d39e6")
 

@@ -12,7 +12,7 @@ from dicom_node.headers.vendors import READERS, vendor_of
 from rules.facts import PhaseAxis, SeriesFacts
 
 PRODUCT = "dicom-node"  # what we write into ContributingEquipmentSequence and DerivationDescription
-_OWN_IMAGE_TYPE = "DISTCORR"
+OWN_IMAGE_TYPE = "DISTCORR"  # ImageType value 5 of what we write
 _DEFORMED_FOR_REGISTRATION = "125027"
 _NO_AGENT = {"", "NO", "NONE"}
 
@@ -108,7 +108,7 @@ def own_output(root: Header, image_type: tuple[str, ...]) -> str:
             in (equipment.text(tags.MANUFACTURER) + equipment.text(tags.MANUFACTURER_MODEL_NAME)).lower()
         ):
             return "ContributingEquipmentSequence (0018,A001) names dicom-node"
-    if len(image_type) > 4 and image_type[0] == "DERIVED" and image_type[4] == _OWN_IMAGE_TYPE:
+    if len(image_type) > 4 and image_type[0] == "DERIVED" and image_type[4] == OWN_IMAGE_TYPE:
         return "ImageType (0008,0008) says DERIVED and DISTCORR"
     codes = [
         Header([Layer(item)]).text(tags.CODE_VALUE) for item in root.items(tags.DERIVATION_CODE_SEQUENCE)
