@@ -48,6 +48,7 @@ class SeriesRow:
     facts: str | None
     series_class: str | None
     class_reason: str | None
+    deleted: float | None  # when retention deleted its files
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
@@ -79,6 +80,8 @@ class Job:
     lease_until: float | None
     created: float
     changed: float
+    deleted: float | None  # when retention deleted its images and its result
+    inputs: str | None  # JSON: the series beside source and reference that decide the result
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
@@ -88,7 +91,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What one destination is owed of one job."""
+    """What one destination is owed of one job.
+
+    commitment: it still has to say that it stores for good. asks: how often it was asked, refusals: how
+    often it said that it lacks something.
+    """
 
     job_id: int
     destination: str
@@ -98,11 +105,24 @@ class Delivery:
     since: float
     reason_code: str | None
     reason_text: str | None
+    commitment: int
+    asks: int
+    refusals: int
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
         """From a row that has (at least) these columns."""
         return cls(**(_columns(cls, row) | {"state": DeliveryState(row["state"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryCount:
+    """How many deliveries of one destination are in one state, and since when the oldest of them waits."""
+
+    destination: str
+    state: DeliveryState
+    number: int
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
