@@ -1,48 +1,37 @@
 """The storage and verification SCP: instances from the network into the spool and the ledger.
 
-An instance is answered with Success only when its file and its ledger row are durable. The handler
-checks, writes the bytes as they came, records and answers; it never decodes pixels and never parses more
-than the four UIDs it needs. PS3.4 Annex B; the statuses are in `statuses`.
+Who may associate, and the life of each association. What becomes of an instance is in `arrivals`, how it
+comes off the connection in `store_scp`. PS3.4 Annex B, PS3.8 §7.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import signal
 import sqlite3
 import threading
 import time
-import uuid
 import warnings
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from multiprocessing import connection as pipes
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
+from dicom_node.arrivals import Arrival, Arrivals, Visit
+from dicom_node.commitment import NOT_AUTHORISED, Answer, receive_report
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
-from dicom_node.received import (
-    UNCOMPRESSED,
-    Identity,
-    Unidentifiable,
-    file_header,
-    read_identity,
-    supported_storage_classes,
-    supported_transfer_syntaxes,
-)
-from dicom_node.records import InstanceRecord
+from dicom_node.received import UNCOMPRESSED, supported_storage_classes, supported_transfer_syntaxes
 from dicom_node.sockets import (
     GuardedServer,
     TlsSettings,
@@ -51,24 +40,14 @@ from dicom_node.sockets import (
     tune,
     wake_when_closed,
 )
-from dicom_node.spool import Occupied, Spool, SpoolError
-from dicom_node.statuses import Answer
-from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_acceptable, normalise
+from dicom_node.spool import Spool, SpoolError
+from dicom_node.store_scp import StoreRequest, StoringDul
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _log = get_logger(__name__)
 
-MAX_COMMAND_BYTES = 64 * 1024  # a command set has a few hundred
-MAX_OUTSTANDING = 4  # requests; without an asynchronous window, which we never grant, it is one
 STOP_S = 2.0  # for aborts to go out when the listener stops
 TICK_S = 0.2  # how soon the listener notices that it shall stop, or that an association was lost
-
-_COMMENTS = {  # ErrorComment (0000,0902): at most 64 characters, no patient data
-    Answer.PROCESSING_FAILURE: "unexpected error in the node; please send again",
-    Answer.INVALID_SOP_INSTANCE: "Affected SOP Instance UID is missing or not a UID",
-    Answer.OUT_OF_RESOURCES: "no room to store safely at present; please send again later",
-    Answer.MISMATCH: "SOP class or instance of data set and command differ",
-    Answer.CANNOT_UNDERSTAND: "SOP, Study or Series Instance UID missing or unreadable",
-}
 
 
 # -------------------------------------------------------------------- settings
@@ -111,6 +90,7 @@ class ListenerSettings:
     network_timeout_s: float = 600.0  # consoles keep an association open between reconstructions
     stall_timeout_s: float = 60.0
     max_instance_bytes: int = 2 * 1024**3
+    takes_commitments: bool = False  # whether archives may call to promise that they keep what we sent
 
 
 # -------------------------------------------------------------------- the listener
@@ -123,17 +103,6 @@ class Refusal(Enum):
     CALLING_AE = (0x01, 0x01, 0x03)
     TOO_MANY = (0x02, 0x03, 0x02)
     NO_REASON = (0x02, 0x02, 0x01)
-
-
-@dataclass(slots=True)
-class _Visit:
-    """One association, while it lasts."""
-
-    calling_ae: str
-    address: str
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    recorded: bool = False  # in the ledger: from its first instance on, so that echoes leave no rows
-    answers: Counter[str] = field(default_factory=Counter)
 
 
 class Listener:
@@ -154,10 +123,9 @@ class Listener:
         self._settings = settings
         self._spool = spool
         self._ledger = ledger
-        self._clock = clock
-        self._visits: dict[Any, _Visit] = {}
+        self._arrivals = Arrivals(spool, ledger, settings.max_instance_bytes, clock)
+        self._visits: dict[Any, Visit] = {}
         self._visits_lock = threading.Lock()
-        self._uid_locks = tuple(threading.Lock() for _ in range(64))
         self._server: GuardedServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -184,13 +152,13 @@ class Listener:
             (settings.bind, settings.port),
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, tune, [settings.acse_timeout_s]),
+                (evt.EVT_CONN_OPEN, self._take_over),
                 (evt.EVT_CONN_CLOSE, wake_when_closed),
                 (evt.EVT_REQUESTED, self._admit),
-                (evt.EVT_PDU_RECV, self._limit_memory),
-                (evt.EVT_DIMSE_RECV, _mark_missing_uid),
-                (evt.EVT_C_STORE, self._on_store),
                 (evt.EVT_RELEASED, self._on_end, [False]),
                 (evt.EVT_ABORTED, self._on_end, [True]),
+                (evt.EVT_N_EVENT_REPORT, self._on_commitment),
+                (evt.EVT_N_ACTION, _refuse_to_commit),
             ],
             server_class=GuardedServer,
         )
@@ -241,6 +209,10 @@ class Listener:
         for uid in supported_storage_classes():
             entity.add_supported_context(uid, syntaxes)
         entity.add_supported_context(Verification, list(UNCOMPRESSED[:2]))
+        if settings.takes_commitments:  # with or without role selection by the archive
+            entity.add_supported_context(
+                StorageCommitmentPushModel, list(UNCOMPRESSED[:2]), scu_role=True, scp_role=True
+            )
         return entity
 
     # ---------------------------------------------------------------- associations
@@ -263,7 +235,7 @@ class Listener:
             return
         if refusal is None:
             with self._visits_lock:
-                self._visits[association] = _Visit(calling, address)
+                self._visits[association] = Visit(calling, address)
             return
         _log.warning(
             "association rejected", reason=refusal.name, calling_ae=calling, called_ae=called, address=address
@@ -283,6 +255,7 @@ class Listener:
         self._end(event.assoc, aborted)
 
     def _end(self, association: Any, aborted: bool) -> None:
+        association.dul.drop()
         with self._visits_lock:
             visit = self._visits.pop(association, None)
         if visit is None:
@@ -308,124 +281,44 @@ class Listener:
         for association in ended:
             self._end(association, aborted=True)
 
-    def _limit_memory(self, event: Event) -> None:
-        """Close a connection whose message never ends, or whose requests do not wait for their answers."""
-        dimse, message = event.assoc.dimse, event.assoc.dimse.message
-        if dimse.msg_queue.qsize() > MAX_OUTSTANDING:
-            excess = "requests"
-        elif message is None or message.data_set is None:
-            return
-        elif message.data_set.tell() > self._settings.max_instance_bytes:
-            excess = "instance"
-        elif message.encoded_command_set.tell() > MAX_COMMAND_BYTES:
-            excess = "command"
-        else:
-            return
-        _log.warning("connection closed: its peer would fill the memory", kind=excess)
-        close_for_both(event.assoc.dul.socket.socket)
+    # ---------------------------------------------------------------- storage commitment
+
+    def _on_commitment(self, event: Event) -> tuple[int, None]:
+        """An archive says what it keeps of what we sent it (N-EVENT-REPORT)."""
+        status = receive_report(event.request, UID(event.context.transfer_syntax), self._record_answer)
+        _log.info("commitment received", status=f"0x{status:04X}")
+        return status, None
+
+    def _record_answer(self, answer: Answer) -> bool:
+        committed = None if answer.whole else answer.committed
+        return self._ledger.record_answer(answer.transaction_uid, committed, answer.failed)
 
     # ---------------------------------------------------------------- C-STORE
 
-    def _on_store(self, event: Event) -> Dataset:
-        with self._visits_lock:
-            visit = self._visits.get(event.assoc)
-        try:
-            answer = self._store(event, visit or _Visit("", ""))
-        except Exception:
-            _log.exception("storing failed")
-            answer = Answer.PROCESSING_FAILURE
-        if visit is not None:
-            visit.answers[answer.name.lower()] += 1
-        status = Dataset()
-        status.Status = int(answer)
-        if answer in _COMMENTS:
-            status.ErrorComment = _COMMENTS[answer]
-        return status
-
-    def _store(self, event: Event, visit: _Visit) -> Answer:
-        """Check, write, record; the answer. Nothing in here decodes the data set."""
-        request, context = event.request, event.context
-        sop_class_uid = normalise(str(request.AffectedSOPClassUID))
-        sop_uid = normalise(str(request.AffectedSOPInstanceUID))
-        data = request.DataSet.getvalue()
-        if not is_acceptable(sop_uid):
-            return Answer.INVALID_SOP_INSTANCE
-        try:
-            if not self._spool.has_room(len(data)):
-                return Answer.OUT_OF_RESOURCES
-            if sop_class_uid != context.abstract_syntax:
-                return self._refuse(Answer.MISMATCH, data, "SOP class is not that of its context")
-            try:
-                identity = read_identity(data, context.transfer_syntax)
-            except Unidentifiable as error:
-                return self._refuse(Answer.CANNOT_UNDERSTAND, data, str(error))
-            if (identity.sop_class_uid, identity.sop_uid) != (sop_class_uid, sop_uid):
-                return self._refuse(Answer.MISMATCH, data, "SOP UIDs of data set and command differ")
-            with self._uid_locks[hash(sop_uid) % len(self._uid_locks)]:
-                self._keep(identity, data, context.transfer_syntax, visit)
-        except (SpoolError, sqlite3.Error):
-            _log.exception("an instance could not be stored")
-            return Answer.OUT_OF_RESOURCES
-        return Answer.SUCCESS
-
-    def _refuse(self, answer: Answer, data: bytes, why: str) -> Answer:
-        self._spool.quarantine(data, why)
-        _log.warning("an instance was refused and put into quarantine", answer=answer.name.lower())
-        return answer
-
-    def _keep(self, identity: Identity, data: bytes, transfer_syntax_uid: str, visit: _Visit) -> None:
-        """Store and record one instance, unless its newest revision has the same bytes.
-
-        The caller holds the lock of its UID: the same instance may arrive on two associations at once.
-        """
-        sha256 = hashlib.sha256(data).hexdigest()
-        known = self._ledger.instance(identity.sop_uid)
-        if known is not None and known.sha256 == sha256:
-            self._ledger.record_repeat(identity.sop_uid)
-            return
-        if not visit.recorded:
-            self._ledger.association_opened(visit.id, visit.calling_ae, visit.address)
-            visit.recorded = True
-        header = file_header(identity.sop_class_uid, identity.sop_uid, transfer_syntax_uid, visit.calling_ae)
-        revision = known.revision + 1 if known else 1
-        while True:
-            try:
-                path = self._spool.receive(identity.sop_uid, revision, header, data)
-                break
-            except Occupied:  # on disk, but not in the ledger
-                revision += 1
-        self._ledger.record_instance(
-            InstanceRecord(
-                sop_uid=identity.sop_uid,
-                revision=revision,
-                study_uid=identity.study_uid,
-                series_uid=identity.series_uid,
-                sop_class_uid=identity.sop_class_uid,
-                transfer_syntax_uid=transfer_syntax_uid,
-                sha256=sha256,
-                path=path.as_posix(),
-                size=len(header) + len(data),
-                association_id=visit.id,
-                received_at=self._clock(),
-            )
+    def _take_over(self, event: Event) -> None:
+        """Before a connection's threads start: let C-STORE be served by `store_scp`."""
+        association = event.assoc
+        settings = self._settings
+        association.dul.__class__ = StoringDul
+        association.dul.serve_store(
+            partial(self._begin, association), settings.max_instance_bytes, settings.stall_timeout_s
         )
+
+    def _begin(self, association: Any, request: StoreRequest) -> Arrival:
+        with self._visits_lock:
+            visit = self._visits.get(association)
+        return self._arrivals.begin(visit or Visit("", ""), request)
+
+
+def _refuse_to_commit(_event: Event) -> tuple[int, None]:
+    """Who gets a promise that we keep their images may delete theirs, and this node is no archive."""
+    return NOT_AUTHORISED, None
 
 
 def _reject(association: Any, code: tuple[int, int, int]) -> None:
     """Send A-ASSOCIATE-RJ and wait until it is out: pynetdicom closes the socket when the handler returns."""
     association.acse.send_reject(*code)
     association.kill()
-
-
-def _mark_missing_uid(event: Event) -> None:
-    """A C-STORE without a usable SOP Instance UID: pynetdicom would not answer it at all, so give it one
-    that the handler will refuse with 0x0117."""
-    command = event.message.command_set
-    if command.get("CommandField") != 0x0001:
-        return
-    uid = command.get("AffectedSOPInstanceUID")
-    if not isinstance(uid, str) or not uid or len(uid) > 64:
-        command.AffectedSOPInstanceUID = UID("0")
 
 
 # -------------------------------------------------------------------- the process

@@ -9,17 +9,19 @@ still apply and the rest stays as pynetdicom does it.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pynetdicom import _config, evt
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.events import Event
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket, ThreadedAssociationServer
 
@@ -33,6 +35,8 @@ STALL_TIMEOUT_S = 60.0  # longest silence within a PDU
 SLOWEST_BYTES_PER_S = 8192  # a PDU that comes slower than this is an attack, not a slow line
 BUFFER_BYTES = 1 << 20
 LARGEST_PDU_BYTES = 16 << 20  # we advertise far less; a length beyond is not a PDU
+LARGEST_KEPT_BYTES = 2 << 20  # of memory that is kept for the next PDU
+ANSWER_WAIT_S = 0.02  # between looks at what is to be sent; an answer is seen at once
 MAX_WAITING = 64  # connections that have not sent anything yet; descriptors must stay below select's 1024
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
@@ -84,6 +88,8 @@ class PromptSocket(AssociationSocket):  # type: ignore[misc]  # pynetdicom has n
     """AssociationSocket that reads a PDU into one buffer and acknowledges at once."""
 
     socket: Any  # socket.socket or None; set by the base class
+    _unread: bytes = b""
+    _buffer: bytearray = bytearray()
 
     def recv(self, nr_bytes: int) -> bytearray:
         """`nr_bytes` from the peer; fewer only when it closed the connection.
@@ -91,26 +97,68 @@ class PromptSocket(AssociationSocket):  # type: ignore[misc]  # pynetdicom has n
         Raises OSError when the peer stalls, dribbles, or announces more than a PDU can hold: pynetdicom
         then treats the connection as closed.
         """
-        if nr_bytes > LARGEST_PDU_BYTES:
-            raise OSError("the peer announced a PDU that is longer than any PDU")
+        _refuse_nonsense(nr_bytes)
+        # fresh memory costs nothing until it is written to, so a false length cannot exhaust us
+        buffer = bytearray(nr_bytes)
+        given = self._unread[:nr_bytes]
+        self._unread = self._unread[len(given) :]
+        buffer[: len(given)] = given
+        with memoryview(buffer) as view:
+            got = len(given) + self._fill(view[len(given) :])
+        return buffer if got == nr_bytes else buffer[:got]
+
+    def recv_into_buffer(self, nr_bytes: int) -> memoryview | None:
+        """As `recv`, into memory that the next call uses again; None when the peer closed the connection."""
+        _refuse_nonsense(nr_bytes)
+        buffer = self._buffer
+        if len(buffer) < nr_bytes:
+            buffer = bytearray(nr_bytes)
+            if nr_bytes <= LARGEST_KEPT_BYTES:
+                self._buffer = buffer
+        view = memoryview(buffer)[:nr_bytes]
+        return view if self._fill(view) == nr_bytes else None
+
+    def unread(self, content: bytes) -> None:
+        """Give bytes back, to be read again by `recv`."""
+        self._unread = bytes(content) + self._unread
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Whether there is something to read (or the end) within `seconds`."""
+        raw: socket.socket | None = self.socket
+        if raw is None:
+            return False
+        if self._unread or (isinstance(raw, ssl.SSLSocket) and raw.pending()):
+            return True
+        poll = select.poll()  # select() ends at descriptor 1023
+        poll.register(raw, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read now; pynetdicom's takes descriptors above 1023 for closed."""
+        try:
+            return bool(self._is_connected) and self.wait_readable(0)
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")
+            return False
+
+    def _fill(self, view: memoryview) -> int:
+        """Read until `view` is full; how many bytes came before the peer closed the connection."""
         raw: socket.socket | None = self.socket
         if raw is None:
             raise OSError("the connection is closed")
-        # fresh memory costs nothing until it is written to, so a false length cannot exhaust us
-        buffer = bytearray(nr_bytes)
-        view = memoryview(buffer)
-        deadline = time.monotonic() + (raw.gettimeout() or STALL_TIMEOUT_S) + nr_bytes / SLOWEST_BYTES_PER_S
+        allowed_s = (raw.gettimeout() or STALL_TIMEOUT_S) + len(view) / SLOWEST_BYTES_PER_S
+        deadline = time.monotonic() + allowed_s
         got = 0
-        while got < nr_bytes:
+        while got < len(view):
             count = raw.recv_into(view[got:])
             acknowledge_at_once(raw)
             if not count:
-                view.release()
-                return buffer[:got]
+                break
             got += count
-            if got < nr_bytes and time.monotonic() > deadline:
+            if got < len(view) and time.monotonic() > deadline:
                 raise TimeoutError("the peer sends too slowly")
-        return buffer
+        return got
 
     def send(self, bytestream: bytes) -> None:
         """All of `bytestream` to the peer; a failure becomes the event that closes the association."""
@@ -122,6 +170,11 @@ class PromptSocket(AssociationSocket):  # type: ignore[misc]  # pynetdicom has n
             evt.trigger(self.assoc, evt.EVT_DATA_SENT, {"data": bytestream})
         except Exception:  # as pynetdicom: whatever went wrong, the connection is of no more use
             self.event_queue.put("Evt17")  # PS3.8 table 9-10: transport connection closed
+
+
+def _refuse_nonsense(nr_bytes: int) -> None:
+    if nr_bytes > LARGEST_PDU_BYTES:
+        raise OSError("the peer announced a PDU that is longer than any PDU")
 
 
 class CallingSocket(PromptSocket):
@@ -154,6 +207,38 @@ class CallingSocket(PromptSocket):
         finally:
             self.provider_queue.put(primitive)
             self._ready.set()
+
+
+class CallingDul(DULServiceProvider):  # type: ignore[misc]  # pynetdicom has no types
+    """The requestor's upper layer: no polling while it waits for an answer, and a way past its queues."""
+
+    socket: Any
+    event_queue: Any
+    to_provider_queue: Any
+
+    def _is_transport_event(self) -> bool:
+        """Called in each turn of its loop: wait for the peer here instead of sleeping."""
+        if self.state_machine.current_state == "Sta6" and isinstance(self.socket, PromptSocket):
+            with suppress(OSError, ValueError):  # closed by another thread; the base class sees to it
+                self.socket.wait_readable(ANSWER_WAIT_S)
+        return bool(super()._is_transport_event())
+
+    def send_now(self, pieces: Iterable[bytes]) -> bool:
+        """Write PDUs from the caller's own thread; False when the connection broke, which is ended then."""
+        raw: socket.socket | None = self.socket.socket if self.socket is not None else None
+        if raw is None:
+            return False
+        try:
+            for piece in pieces:
+                if self._kill_thread:
+                    return False
+                raw.sendall(piece)
+        except (OSError, ValueError):
+            close_for_both(raw)
+            return False
+        acknowledge_at_once(raw)
+        self._idle_timer.restart()
+        return True
 
 
 def tune(event: Event, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:

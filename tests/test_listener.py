@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,111 +17,28 @@ from typing import Any, BinaryIO
 import pytest
 from certificates import make_certificates, tls
 from instances import encoded, mr_dataset, write_series
+from listening import UID, Node, Scu, listener_process, starting, store_request, wait_until
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
-from pynetdicom import AE, build_context, evt
-from pynetdicom.dimse_primitives import C_STORE
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.dimse_primitives import C_ECHO
+from pynetdicom.service_class import VerificationServiceClass
+from pynetdicom.sop_class import Verification
 
+from dicom_node import arrivals, sockets
 from dicom_node import listener as listener_module
-from dicom_node import sockets
 from dicom_node.ledger import Ledger
-from dicom_node.listener import Caller, Listener, ListenerReport, ListenerSettings, run_listener
-from dicom_node.scu import Peer, Timeouts, echo, store
+from dicom_node.listener import Caller, Listener, ListenerSettings
+from dicom_node.scu import Peer, echo, store
 from dicom_node.sockets import TlsSettings
-from dicom_node.spool import Spool, create_file, instance_path
+from dicom_node.spool import Part, Spool, create_file, instance_path
 from dicom_node.statuses import Outcome
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # about UIDs that are bad on purpose
 
-UID = "1.2.826.0.1.3680043.10.77"
-
-
-class Node:
-    """A listener on loopback with its spool and ledger."""
-
-    def __init__(self, settings: ListenerSettings, opener: Callable[[Path], BinaryIO]) -> None:
-        self.settings = settings
-        self.spool = Spool(settings.root, settings.min_free_bytes, opener=opener)
-        self.ledger = Ledger(settings.ledger_path)
-        self.listener = Listener(settings, self.spool, self.ledger)
-        self.listener.start()
-        self.port = self.listener.port
-
-    def peer(self, **changes: Any) -> Peer:
-        peer = Peer("NODE", "127.0.0.1", self.port, "SCANNER1", Timeouts(5, 5, 5, 5))
-        return replace(peer, **changes)
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(self.settings.ledger_path) as database:
-            return database.execute(sql).fetchall()
-
-    def quarantined(self) -> int:
-        return len(list((self.settings.root / "quarantine").glob("*.bin")))
-
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    nodes: list[Node] = []
-
-    def starting(opener: Callable[[Path], BinaryIO] = create_file, **changes: Any) -> Node:
-        root = tmp_path / f"root{len(nodes)}"
-        settings = ListenerSettings(
-            "NODE", root, root / "ledger.sqlite", bind="127.0.0.1", port=0, min_free_bytes=0
-        )
-        nodes.append(Node(replace(settings, **changes), opener))
-        return nodes[-1]
-
-    yield starting
-    for node in nodes:
-        node.listener.stop()
-        node.ledger.close()
-
-
-class Scu:
-    """An SCU that sends whatever bytes it is told to."""
-
-    def __init__(
-        self, port: int, *, sop_class: str = MRImageStorage, syntaxes: list[str] | None = None
-    ) -> None:
-        entity = AE(ae_title="SCANNER1")
-        entity.acse_timeout = entity.dimse_timeout = 5
-        self.association = entity.associate(
-            "127.0.0.1",
-            port,
-            [build_context(sop_class, syntaxes or ExplicitVRLittleEndian)],
-            ae_title="NODE",
-            evt_handlers=[(evt.EVT_ESTABLISHED, lambda event: event.assoc._reactor_checkpoint.clear())],
-        )
-
-    def __enter__(self) -> Scu:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.association.is_established:
-            self.association.release()
-
-    def send(
-        self, data: bytes, sop_uid: str | None = UID, sop_class: str = MRImageStorage
-    ) -> tuple[int, str]:
-        """(status, ErrorComment) of one C-STORE."""
-        request = C_STORE()
-        request.MessageID = 1
-        request.AffectedSOPClassUID = sop_class
-        if sop_uid is not None:
-            request._affected_sop_instance_uid = sop_uid  # past pynetdicom's own check
-        request.DataSet = BytesIO(data) if data else None
-        context = self.association.accepted_contexts[0]
-        self.association.dimse.send_msg(request, context.context_id)
-        _, response = self.association.dimse.get_msg(block=True)
-        assert response is not None, "no answer"
-        return response.Status, response.ErrorComment or ""
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+    yield from starting(tmp_path)
 
 
 # -------------------------------------------------------------------- storing
@@ -147,18 +63,30 @@ def test_what_was_answered_with_success_is_on_disk_byte_for_byte_and_in_the_ledg
     assert record.size == len(stored)
 
 
-def test_the_row_is_committed_before_the_answer_goes_out(
+def test_file_place_and_row_are_durable_before_the_answer_goes_out(
     start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
     order: list[str] = []
-    real_receive, real_record = node.spool.receive, node.ledger.record_instance
-    monkeypatch.setattr(node.spool, "receive", lambda *a: (order.append("file"), real_receive(*a))[1])
-    monkeypatch.setattr(node.ledger, "record_instance", lambda r: (real_record(r), order.append("row"))[1])
+
+    def note(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noted(*arguments: Any) -> Any:
+            result = real(*arguments)
+            order.append(name)
+            return result
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(Part, "sync")
+    note(node.spool, "place")
+    note(node.spool, "settle")
+    note(node.ledger, "record_instances")
     with Scu(node.port) as scu:
         scu.send(encoded(mr_dataset(sop_uid=UID)))
         order.append("answer")
-    assert order == ["file", "row", "answer"]
+    assert order == ["sync", "place", "settle", "record_instances", "answer"]
 
 
 def test_the_same_bytes_again_are_counted_and_change_nothing(start: Callable[..., Node]) -> None:
@@ -201,15 +129,15 @@ def test_a_file_left_by_a_crash_before_its_row_is_adopted(
 ) -> None:
     node = start()
     data = encoded(mr_dataset(sop_uid=UID))
-    real = node.ledger.record_instance
+    real = node.ledger.record_instances
 
-    def locked(record: object) -> None:
+    def locked(records: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
     with Scu(node.port) as scu:
-        monkeypatch.setattr(node.ledger, "record_instance", locked)
+        monkeypatch.setattr(node.ledger, "record_instances", locked)
         assert scu.send(data)[0] == 0xA700
-        monkeypatch.setattr(node.ledger, "record_instance", real)
+        monkeypatch.setattr(node.ledger, "record_instances", real)
         assert scu.send(data)[0] == 0x0000
     assert node.rows("SELECT revision FROM instances") == [(1,)]
     assert len(list((node.settings.root / "instances").rglob("*.dcm"))) == 1
@@ -320,7 +248,7 @@ def test_an_unexpected_error_is_a_processing_failure_and_the_association_lives_o
 
     with Scu(node.port) as scu:
         with monkeypatch.context() as patch:
-            patch.setattr(listener_module, "file_header", broken)
+            patch.setattr(arrivals, "file_header", broken)
             assert scu.send(data)[0] == 0x0110
         assert scu.send(data)[0] == 0x0000
 
@@ -495,17 +423,31 @@ def test_connections_that_never_finish_their_request_take_no_slot_either(
     wait_until(lambda: threading.active_count() <= before)
 
 
-def test_requests_that_do_not_wait_for_their_answers_end_the_connection(
+def test_instances_that_do_not_wait_for_their_answers_are_answered_one_after_another(
+    start: Callable[..., Node],
+) -> None:
+    node = start()
+    with Scu(node.port) as scu:
+        context_id = scu.association.accepted_contexts[0].context_id
+        for number in range(20):
+            uid = f"{UID}.{number}"
+            scu.association.dimse.send_msg(store_request(uid, message_id=number + 1), context_id)
+        for number in range(20):
+            _, response = scu.association.dimse.get_msg(block=True)
+            assert (response.MessageIDBeingRespondedTo, response.Status) == (number + 1, 0x0000)
+    assert node.rows("SELECT COUNT(*) FROM instances") == [(20,)]
+
+
+def test_echoes_that_do_not_wait_for_their_answers_end_the_connection(
     start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    monkeypatch.setattr(node.listener, "_store", lambda *_: time.sleep(0.5))
-    with Scu(node.port) as scu:
-        request = C_STORE()
+    monkeypatch.setattr(VerificationServiceClass, "SCP", lambda *_: time.sleep(0.5))
+    with Scu(node.port, sop_class=Verification) as scu:
+        request = C_ECHO()
         request.MessageID = 1
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MRImageStorage, UID
+        request.AffectedSOPClassUID = Verification
         for _ in range(20):
-            request.DataSet = BytesIO(encoded(mr_dataset(sop_uid=UID)))
             scu.association.dimse.send_msg(request, scu.association.accepted_contexts[0].context_id)
         wait_until(lambda: not node.listener._visits)
         scu.association.kill()
@@ -588,15 +530,6 @@ def test_a_client_that_opens_tls_and_says_nothing_blocks_nobody(
 
 
 # -------------------------------------------------------------------- the process
-
-
-def listener_process(settings: ListenerSettings) -> tuple[Any, ListenerReport]:
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=run_listener, args=(settings, sending))
-    process.start()
-    assert receiving.poll(30)
-    return process, receiving.recv()
 
 
 def test_the_process_reports_its_port_serves_and_ends_on_sigterm(tmp_path: Path) -> None:

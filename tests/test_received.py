@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from instances import encoded, mr_dataset
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -20,6 +22,7 @@ from pydicom.uid import (
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from dicom_node import received
 from dicom_node.received import (
     Identity,
     Unidentifiable,
@@ -28,6 +31,7 @@ from dicom_node.received import (
     supported_storage_classes,
     supported_transfer_syntaxes,
 )
+from dicom_node.uids import is_acceptable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # that the UIDs are bad is the point
 
@@ -133,6 +137,38 @@ def test_the_header_makes_a_file_that_names_its_source() -> None:
     assert read.file_meta.SourceApplicationEntityTitle == "SCANNER1"
     assert len(read.file_meta.ImplementationVersionName) <= 16
     assert len(read.file_meta.ImplementationClassUID) <= 64
+
+
+@given(
+    uid=st.from_regex(r"[0-9]{1,30}(\.[0-9]{1,9}){1,3}", fullmatch=True),
+    calling_ae=st.text(
+        st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="\\"), max_size=16
+    ),
+)
+def test_the_header_is_the_one_that_pydicom_writes(uid: str, calling_ae: str) -> None:
+    header = file_header(MRImageStorage, uid, ExplicitVRLittleEndian, calling_ae)
+    read = dcmread(BytesIO(header))
+    again = DicomBytesIO()
+    again.is_little_endian, again.is_implicit_VR = True, False
+    write_file_meta_info(again, read.file_meta)
+    assert header[132:] == again.getvalue()
+    assert read.file_meta.MediaStorageSOPInstanceUID == uid
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_quick_walk_never_finds_anything_else_than_the_full_parse(draw: st.DataObject) -> None:
+    syntax = draw.draw(st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]))
+    data = bytearray(encoded(mr_dataset(sop_uid=EXPECTED.sop_uid, syntax=syntax)))
+    for _ in range(draw.draw(st.integers(0, 3))):
+        data[draw.draw(st.integers(0, 250))] = draw.draw(st.integers(0, 255))
+    walked = received._walk(bytes(data), syntax)
+    try:
+        parsed = received._parse(bytes(data), syntax)
+    except Unidentifiable:
+        return
+    if walked is not None and all(map(is_acceptable, walked.values())):
+        assert walked == parsed
 
 
 def test_explicit_little_endian_comes_first_and_no_lossy_syntax_at_all() -> None:
