@@ -67,17 +67,6 @@ def _engine_text(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def only_yet(allowed: object) -> AfterValidator:
-    """A key that is promised and not built: anything but `allowed` is refused, never quietly ignored."""
-
-    def refuse(value: Any) -> Any:
-        if value != allowed:
-            raise ValueError("is not in this version yet; leave it out")
-        return value
-
-    return AfterValidator(refuse)
-
-
 def write(hint: str) -> Any:
     """What to write instead, where the type alone does not say it."""
     return Field(json_schema_extra={"write": hint})

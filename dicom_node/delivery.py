@@ -1,7 +1,8 @@
 """From the spool to the destinations: one thread for each, so that a dead one delays no other.
 
 A delivery remembers what the destination already has; an attempt sends only the rest. Attempts and the
-time of the next one are in the ledger, so that a restart neither forgets nor hurries.
+time of the next one are in the ledger, so that a restart neither forgets nor hurries. A destination that
+promises to keep what it has (storage commitment) is asked once it has everything.
 """
 
 from __future__ import annotations
@@ -11,36 +12,37 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from pydicom.uid import generate_uid
+
+from dicom_node import commitment
+from dicom_node.attempts import DAY_S, REFUSED_ATTEMPTS, Store, retry_delay_s, why_not_complete
+from dicom_node.commitment import Answer, Asked, OnAnswer, Requests
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
-from dicom_node.records import Delivery
-from dicom_node.scu import EchoResult, OnStatus, Peer, StoreResult, echo, store
+from dicom_node.records import Delivery, Job
+from dicom_node.rejection_notes import RejectionNotes
+from dicom_node.scu import EchoResult, Peer, StoreResult, echo, identify, store
 from dicom_node.spool import Spool
-from dicom_node.states import DeliveryState
-from rules.reasons import Code, Reason, reason
+from dicom_node.states import DeliveryState, JobState
+from rules.reasons import Code, reason
 
-FIRST_RETRY_S = 5.0
-LONGEST_RETRY_S = 3600.0
-JITTER = 0.2  # of the delay, so that several nodes do not call a PACS that comes back in the same second
 POLL_S = 0.5
 ECHO_EVERY_S = 60.0
-DAY_S = 86400.0
-REFUSED_ATTEMPTS = 3  # a refusal for what an instance is may still be a PACS in a bad moment
+REFUSED_COMMITMENTS = 3  # how often it may say that it lacks what it has answered with Success
+INSTANCES_PER_REQUEST = 500  # some archives limit a storage commitment request
+PROMISE_WAIT_S = 10.0  # for the promise to come on the association on which it was asked for
+SHORT_WAIT_S = 1.0  # the same with an archive that was never seen to do so
 
-Store = Callable[[Peer, Sequence[Path], OnStatus], StoreResult]
+
+class Ask(Protocol):
+    """How a destination is asked to commit: `commitment.ask`."""
+
+    def __call__(self, peer: Peer, requests: Requests, on_answer: OnAnswer, *, wait_s: float) -> Asked: ...
+
 
 log = get_logger(__name__)
-
-
-def retry_delay_s(attempts: int, jitter: float) -> float:
-    """Seconds until the next attempt after `attempts` failed ones: 5 s doubling to 1 h.
-
-    jitter: −1…1, spread over ±20 %.
-    """
-    exponent = min(max(attempts - 1, 0), 32)
-    delay = float(min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**exponent))
-    return delay * (1 + JITTER * jitter)
 
 
 class DeliveryLoop:
@@ -57,7 +59,10 @@ class DeliveryLoop:
         clock: Callable[[], float] = time.time,
         send: Store = store,
         ask: Callable[[Peer], EchoResult] = echo,
+        commitment_timeout_s: float | None = None,
+        ask_commitment: Ask = commitment.ask,
     ) -> None:
+        """commitment_timeout_s: how long a promise may take before we ask again; None: we never ask."""
         self.name = name
         self._peer = peer
         self._ledger = ledger
@@ -66,7 +71,13 @@ class DeliveryLoop:
         self._clock = clock
         self._send = send
         self._echo = ask
+        self._commitment_timeout_s = commitment_timeout_s
+        self._ask_commitment = ask_commitment
+        self._promise_wait_s = PROMISE_WAIT_S
         self._random = random.Random()
+        self._notes = RejectionNotes(
+            name, peer, ledger, spool, give_up_s=self._give_up_s, clock=clock, send=send
+        )
         self._checked_at = -ECHO_EVERY_S
         self.problem: str | None = None  # what was wrong with the destination when it was last spoken to
 
@@ -81,31 +92,48 @@ class DeliveryLoop:
         ):
             return True
         job = self._ledger.job(delivery.job_id)
-        result = self._attempt(delivery, job.result or "")
+        if not (files := self._files(job)):
+            why = reason(Code.RESULT_LOST)
+            self._ledger.change_job(job.id, JobState.QUEUED, why, expected=JobState.SENDING)
+            return True
+        if delivery.refusals >= REFUSED_COMMITMENTS:
+            why = reason(
+                Code.NOT_COMMITTED, f"asked {delivery.refusals} times, it lacks some of them each time"
+            )
+            self._ledger.change_delivery(delivery, DeliveryState.FAILED, why)
+            return True
+        if not delivery.attempts and self._ledger.was_found(job.result or ""):
+            self._ask_what_it_has(delivery, files)
+        result = self._attempt(delivery, files)
         self._checked_at = time.monotonic()
         self.problem = result.problem.text if result and result.problem else None
         bound = log.bind(job=job.id, destination=self.name, attempts=attempts)
         if result is None or result.complete:
-            self._ledger.change_delivery(delivery, DeliveryState.SENT)
+            commits = self._commitment_timeout_s is not None
+            self._ledger.change_delivery(delivery, DeliveryState.SENT, commitment=commits)
             bound.info("delivery sent", instances=len(result.statuses) if result else 0)
         else:
             self._again_or_failed(delivery, attempts, result)
             bound.warning("delivery not complete", count=_missing(result))
         return True
 
-    def _attempt(self, delivery: Delivery, result_name: str) -> StoreResult | None:
+    def withdraw_one(self) -> bool:
+        """Make one attempt of the rejection note that is due; False when none is."""
+        return self._notes.send_one()
+
+    def _files(self, job: Job) -> list[Path]:
+        """The derived instances of a job's result."""
+        return sorted((self._spool.result_dir(job.result or "") / "derived").glob("*.dcm"))
+
+    def _attempt(self, delivery: Delivery, files: Sequence[Path]) -> StoreResult | None:
         """Send the instances that the destination lacks; None when it lacks none."""
         arrived = self._ledger.stored(delivery)
-        files = [
-            path
-            for path in sorted((self._spool.result_dir(result_name) / "derived").glob("*.dcm"))
-            if _key(path) not in arrived
-        ]
-        if not files:
+        owed = [path for path in files if _key(path) not in arrived]
+        if not owed:
             return None
         return self._send(
             self._peer,
-            files,
+            owed,
             lambda status: (
                 self._ledger.record_stored(delivery, _key(status.path), status.status or 0)
                 if status.outcome.arrived
@@ -115,7 +143,7 @@ class DeliveryLoop:
 
     def _again_or_failed(self, delivery: Delivery, attempts: int, result: StoreResult) -> None:
         now = self._clock()
-        why = _why(result)
+        why = why_not_complete(result)
         permanent = why.code is Code.REFUSED and attempts >= REFUSED_ATTEMPTS
         delay_s = retry_delay_s(attempts, self._random.uniform(-1, 1))
         if permanent:
@@ -126,11 +154,78 @@ class DeliveryLoop:
         else:
             self._ledger.change_delivery(delivery, DeliveryState.PENDING, why, next_attempt_at=now + delay_s)
 
+    # ---------------------------------------------------------------- commitment
+
+    def commit_one(self) -> bool:
+        """Ask the destination to commit to the delivery that is due; False when none is."""
+        if self._commitment_timeout_s is None:
+            return False
+        delivery = self._ledger.due_commitment(self.name)
+        if delivery is None:
+            return False
+        if self._ledger.commit_when_whole(delivery):
+            return True
+        now = self._clock()
+        patience_s = max(self._give_up_s, self._commitment_timeout_s)
+        bound = log.bind(job=delivery.job_id, destination=self.name, attempts=delivery.asks + 1)
+        if now > delivery.since + patience_s:
+            days = f"{patience_s / DAY_S:g} days"
+            why = reason(Code.NOT_COMMITTED, f"asked {delivery.asks} times, it said nothing within {days}")
+            self._ledger.give_up_commitment(delivery, why)
+            bound.warning("commitment given up")
+            return True
+        requests, files = self._requests(delivery)
+        if not requests:
+            self._ledger.give_up_commitment(delivery, reason(Code.RESULT_LOST))
+            return True
+        # before asking: the promise may come back faster than a row is written
+        self._ledger.record_asked(delivery, files, again_at=now + self._commitment_timeout_s)
+        asked = self._ask_commitment(self._peer, requests, self._record_answer, wait_s=self._promise_wait_s)
+        if asked.problem is not None:
+            why = reason(Code.NOT_COMMITTED, asked.problem.text)
+            delay_s = retry_delay_s(delivery.asks + 1, self._random.uniform(-1, 1))
+            self._ledger.ask_again(delivery, why, at=now + delay_s)
+            bound.warning("commitment could not be asked for")
+            return True
+        self._promise_wait_s = PROMISE_WAIT_S if asked.answered else SHORT_WAIT_S
+        bound.info("commitment asked", count=len(requests))
+        return True
+
+    def _requests(self, delivery: Delivery) -> tuple[Requests, dict[str, dict[str, str]]]:
+        """What to ask, {TransactionUID: {SOPInstanceUID: SOPClassUID}}, and the files of each."""
+        wanted = self._ledger.uncommitted(delivery)
+        files = [path for path in self._files(self._ledger.job(delivery.job_id)) if _key(path) in wanted]
+        return _in_requests(files)
+
+    def _record_answer(self, answer: Answer) -> bool:
+        committed = None if answer.whole else answer.committed
+        return self._ledger.record_answer(answer.transaction_uid, committed, answer.failed)
+
+    def _ask_what_it_has(self, delivery: Delivery, files: Sequence[Path]) -> None:
+        """Of a result from before the ledger was lost: what it promises to keep is not sent again."""
+        if self._commitment_timeout_s is None:
+            return
+        requests, names = _in_requests(files)
+        answers: dict[str, Answer] = {}
+        self._ask_commitment(
+            self._peer,
+            requests,
+            lambda answer: answers.setdefault(answer.transaction_uid, answer) is not None,
+            wait_s=PROMISE_WAIT_S,
+        )
+        for transaction_uid, answer in answers.items():
+            asked = names.get(transaction_uid, {})
+            for sop_uid in asked if answer.whole else answer.committed:
+                if sop_uid in asked:
+                    self._ledger.record_stored(delivery, asked[sop_uid], 0)
+
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set."""
+        if self._commitment_timeout_s is None:
+            self._ledger.waive_commitment(self.name)
         while not stop.is_set():
             try:
-                busy = self.deliver_one()
+                busy = self.withdraw_one() or self.deliver_one() or self.commit_one()
             except Exception:  # the outermost loop of a worker: nothing else keeps this destination alive
                 log.exception("delivery loop", destination=self.name)
                 busy = False
@@ -151,12 +246,18 @@ def _key(path: Path) -> str:
     return f"{path.parent.parent.name}/{path.name}"
 
 
-def _why(result: StoreResult) -> Reason:
-    """The reason of an attempt that did not bring everything across."""
-    if result.problem is not None:
-        code = Code.UNREACHABLE if result.problem.transient else Code.REFUSED
-        return reason(code, result.problem.text)
-    return reason(Code.REFUSED, result.refused[0].text if result.refused else "it gave no status")
+def _in_requests(files: Sequence[Path]) -> tuple[Requests, dict[str, dict[str, str]]]:
+    """Files as storage commitment requests, and by the same TransactionUIDs {SOPInstanceUID: file}."""
+    requests: dict[str, dict[str, str]] = {}
+    names: dict[str, dict[str, str]] = {}
+    for first in range(0, len(files), INSTANCES_PER_REQUEST):
+        transaction_uid = str(generate_uid(prefix=None))
+        requests[transaction_uid], names[transaction_uid] = {}, {}
+        for path in files[first : first + INSTANCES_PER_REQUEST]:
+            sop_class_uid, sop_uid = identify(path)
+            requests[transaction_uid][sop_uid] = sop_class_uid
+            names[transaction_uid][sop_uid] = _key(path)
+    return requests, names
 
 
 def _missing(result: StoreResult) -> int:

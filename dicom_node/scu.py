@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,22 @@ from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 
-from dicom_node.sockets import CallingSocket, TlsSettings, client_context, tune
+from dicom_node.dimse import (
+    AFFECTED_SOP_CLASS_UID,
+    AFFECTED_SOP_INSTANCE_UID,
+    C_STORE_RQ,
+    COMMAND,
+    COMMAND_DATA_SET_TYPE,
+    COMMAND_FIELD,
+    DATA_SET,
+    MESSAGE_ID,
+    PRIORITY,
+    command_set,
+    pdus,
+    uid_value,
+    us_value,
+)
+from dicom_node.sockets import CallingDul, CallingSocket, TlsSettings, client_context, tune
 from dicom_node.statuses import REJECTIONS, Outcome, treat
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
@@ -124,12 +140,12 @@ OnStatus = Callable[[StoreStatus], None]
 def echo(peer: Peer) -> EchoResult:
     """Ask `peer` whether it is there (C-ECHO)."""
     began = time.monotonic()
-    with _association(peer, [build_context(Verification)]) as (association, problem):
+    with connected(peer, [build_context(Verification)]) as (association, problem):
         if association is not None:
             request = C_ECHO()
             request.MessageID = 1
             request.AffectedSOPClassUID = Verification
-            status = _exchange(association, request, association.accepted_contexts[0])
+            status = _exchange(association, request, association.accepted_contexts[0].context_id)
             if status is None:
                 problem = Problem(f"{peer} did not answer C-ECHO", transient=True)
             elif status != 0x0000:
@@ -159,7 +175,7 @@ def store(peer: Peer, files: Sequence[Path], on_status: OnStatus | None = None) 
     if not outgoing:
         return StoreResult(tuple(statuses))
     sent = 0
-    with _association(peer, _contexts(outgoing)) as (association, problem):
+    with connected(peer, _contexts(outgoing)) as (association, problem):
         if association is not None:
             for item in outgoing:
                 status, problem = _store_one(association, peer, item, message_id=sent % 0xFFFF + 1)
@@ -205,6 +221,15 @@ class _Outgoing:
             raise _Unsendable(f"{path} is not a DICOM file") from error
 
 
+def identify(path: Path) -> tuple[str, str]:
+    """(SOP Class UID, SOP Instance UID) of a DICOM file. Raises OSError when it cannot be read as one."""
+    try:
+        item = _Outgoing.read(path)
+    except _Unsendable as error:
+        raise OSError(str(error)) from error
+    return item.sop_class_uid, item.sop_uid
+
+
 def _contexts(outgoing: Sequence[_Outgoing]) -> list[PresentationContext]:
     """One context for each SOP class and syntax: the files' own, and the two every peer should take.
 
@@ -243,13 +268,7 @@ def _store_one(
         syntax, content = _encoded(item, set(contexts))
     except _Unsendable as error:
         return became(Outcome.PERMANENT, f"{peer}: {error}")
-    request = C_STORE()
-    request.MessageID = message_id
-    request.AffectedSOPClassUID = item.sop_class_uid
-    request.AffectedSOPInstanceUID = item.sop_uid
-    request.Priority = 0x0000  # medium
-    request.DataSet = BytesIO(content)
-    code = _exchange(association, request, contexts[syntax])
+    code = _send(association, contexts[syntax].context_id, item, message_id, content)
     if code is None:
         # it may have the instance or not; sending it again changes nothing there
         if _broken(association):
@@ -301,11 +320,55 @@ def _hold_reactor(event: Event) -> None:
     event.assoc._reactor_checkpoint.clear()
 
 
-def _exchange(association: Any, request: C_STORE | C_ECHO, context: PresentationContext) -> int | None:
-    """Send one request and wait for its status; None when there was no (valid) answer in time."""
-    association.dimse.send_msg(request, context.context_id)
+def _hear_at_once(event: Event) -> None:
+    """The connection is open: let its thread wait for answers instead of polling."""
+    event.assoc.dul.__class__ = CallingDul
+
+
+def _send(association: Any, context_id: int, item: _Outgoing, message_id: int, content: bytes) -> int | None:
+    """Send one C-STORE request and wait for its status; None when there was no (valid) answer in time.
+
+    Written straight to the connection: by way of pynetdicom's queues each PDU waits for a polling loop.
+    Not under TLS, where one thread must not write while another reads.
+    """
+    if isinstance(association.dul.socket.socket, ssl.SSLSocket):
+        request = C_STORE()
+        request.MessageID = message_id
+        request.AffectedSOPClassUID = item.sop_class_uid
+        request.AffectedSOPInstanceUID = item.sop_uid
+        request.Priority = 0x0000  # medium
+        request.DataSet = BytesIO(content)
+        return _exchange(association, request, context_id)
+    command = command_set(
+        {
+            AFFECTED_SOP_CLASS_UID: uid_value(item.sop_class_uid),
+            COMMAND_FIELD: us_value(C_STORE_RQ),
+            MESSAGE_ID: us_value(message_id),
+            PRIORITY: us_value(0),  # medium
+            COMMAND_DATA_SET_TYPE: us_value(DATA_SET),
+            AFFECTED_SOP_INSTANCE_UID: uid_value(item.sop_uid),
+        }
+    )
+    max_pdu = association.acceptor.maximum_length
+    data = pdus(context_id, 0, content, max_pdu)
+    # the command and the first piece of the data set in one write: apart, they wait for each other's
+    # acknowledgement (Nagle)
+    first = b"".join((*pdus(context_id, COMMAND, command, max_pdu), next(data)))
+    if not association.dul.send_now(chain([first], data)):
+        association.dimse.get_msg(block=True)  # until its thread has noticed too
+        return None
+    return _status(association, C_STORE)
+
+
+def _exchange(association: Any, request: C_STORE | C_ECHO, context_id: int) -> int | None:
+    """Send a request by way of pynetdicom and wait for its status; None when there was none in time."""
+    association.dimse.send_msg(request, context_id)
+    return _status(association, type(request))
+
+
+def _status(association: Any, kind: type[C_STORE | C_ECHO]) -> int | None:
     _context_id, response = association.dimse.get_msg(block=True)
-    if not isinstance(response, type(request)) or not response.is_valid_response:
+    if not isinstance(response, kind) or not response.is_valid_response:
         return None
     return int(response.Status)
 
@@ -316,9 +379,7 @@ def _broken(association: Any) -> bool:
 
 
 @contextmanager
-def _association(
-    peer: Peer, contexts: list[PresentationContext]
-) -> Iterator[tuple[Any | None, Problem | None]]:
+def connected(peer: Peer, contexts: list[PresentationContext]) -> Iterator[tuple[Any | None, Problem | None]]:
     """An established association and None, or None and why there is none; released at the end."""
     association, problem = _associate(peer, contexts)
     try:
@@ -350,6 +411,7 @@ def _associate(peer: Peer, contexts: list[PresentationContext]) -> tuple[Any | N
             tls_args=(client_context(peer.tls), peer.host) if peer.tls else None,
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, tune, [peer.timeouts.network_s]),
+                (evt.EVT_CONN_OPEN, _hear_at_once),
                 (evt.EVT_ESTABLISHED, _hold_reactor),
             ],
         )

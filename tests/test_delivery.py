@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.delivery import DAY_S, DeliveryLoop, retry_delay_s
+from dicom_node.attempts import DAY_S, retry_delay_s
+from dicom_node.delivery import DeliveryLoop
 from dicom_node.ledger import Ledger
 from dicom_node.records import InstanceRecord
 from dicom_node.scu import OnStatus, Peer, Problem, StoreResult, StoreStatus
