@@ -8,6 +8,7 @@ tick of the loop, and STOPPING.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import socket
@@ -17,18 +18,21 @@ import time
 from functools import partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import uvicorn
 
 from dicom_node.compute import Recipe
 from dicom_node.config import ClientTls, ServerTls, Settings
 from dicom_node.delivery import DeliveryLoop
-from dicom_node.derive import DerivePolicy
+from dicom_node.derive import CompanionPolicy, DerivePolicy, OutputGrid
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.listener import Caller, ListenerReport, ListenerSettings, run_listener
 from dicom_node.log import configure, get_logger
+from dicom_node.rebuild import agree, open_ledger
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
+from dicom_node.retention import EVERY_S as RETENTION_EVERY_S
+from dicom_node.retention import RetentionPolicy, finish_deletions, retain
 from dicom_node.scu import Peer
 from dicom_node.sockets import TlsSettings
 from dicom_node.spool import Spool, SpoolError
@@ -42,6 +46,10 @@ LISTENER_START_S = 30.0
 LISTENER_STOP_S = 10.0
 LISTENER_RESTART_S = 5.0
 WEB_STOP_S = 5.0
+WEB_CONNECTIONS = 64  # at once; one more is answered 503
+WEB_KEEP_ALIVE_S = 5
+RETENTION_FIRST_S = 60.0  # after the start, when there is more urgent work
+REBUILD_STEP_S = 120.0  # systemd waits this much longer for READY after each step of a rebuild
 
 log = get_logger(__name__)
 
@@ -89,6 +97,7 @@ def listener_settings(settings: Settings) -> ListenerSettings:
         ),
         min_free_bytes=settings.storage.min_free_bytes,
         tls=_server_tls(settings.node.tls),
+        takes_commitments=any(settings.destinations[name].storage_commitment for name in settings.deliver_to),
     )
 
 
@@ -122,6 +131,9 @@ def derive_policy(settings: Settings) -> DerivePolicy:
     return DerivePolicy(
         description_suffix=settings.derive.description_suffix,
         series_number_offset=settings.derive.series_number_offset,
+        grid=OutputGrid(settings.derive.grid),
+        one_series_per_b_value=settings.derive.one_series_per_b_value,
+        companions=CompanionPolicy(**settings.derive.companions.model_dump()),
     )
 
 
@@ -132,7 +144,8 @@ class Node:
         self._settings = settings
         self._stop = threading.Event()
         self._spool = Spool(settings.storage.root, settings.storage.min_free_bytes)
-        self._ledger = Ledger(path_below(settings.storage.root))
+        self._lock = lock(settings.storage.root)
+        self._ledger = _opened(path_below(settings.storage.root), self._spool)
         self._listener: SpawnProcess | None = None
         self._listener_lost_at = 0.0
         self._workers: Workers | None = None
@@ -148,9 +161,13 @@ class Node:
         try:
             self._start_listener()
             self._start_web()
+            # the listener runs: whatever the past has left to do, scanners do not wait for it
+            finish_deletions(self._ledger, self._spool)
+            agree(self._ledger, self._spool, _still_starting)
             self._spool.sweep_work()
             self._start_workers()
             self._start_deliveries()
+            self._start_retention()
         except BaseException:
             self.stop()
             raise
@@ -187,6 +204,7 @@ class Node:
         if self._workers is not None:
             self._workers.close()
         self._ledger.close()
+        self._lock.close()
         log.info("node stopped")
 
     # ---------------------------------------------------------------- parts
@@ -228,7 +246,14 @@ class Node:
     def _start_web(self) -> None:
         web = self._settings.web
         token = _token(web.token_file) if web.token_file else None
-        app = create_app(self._ledger, self._spool, self.health, token=token)
+        app = create_app(
+            self._ledger,
+            self._spool,
+            self.health,
+            destinations=self._settings.deliver_to,
+            token=token,
+            title=self._settings.node.ae_title,
+        )
         with contextlib.closing(
             socket.socket(socket.AF_INET6 if ":" in web.bind else socket.AF_INET)
         ) as probe:
@@ -248,6 +273,10 @@ class Node:
                 port=web.port,
                 log_config=None,
                 access_log=False,
+                server_header=False,
+                limit_concurrency=WEB_CONNECTIONS,
+                timeout_keep_alive=WEB_KEEP_ALIVE_S,
+                proxy_headers=False,  # an event tells the address of the connection, not of a header
                 ssl_certfile=web.tls.certificate if web.tls else None,
                 ssl_keyfile=web.tls.key if web.tls else None,
             )
@@ -281,16 +310,41 @@ class Node:
 
     def _start_deliveries(self) -> None:
         known = peers(self._settings)
+        for lost in self._ledger.fail_deliveries_except(self._settings.deliver_to):
+            log.warning(
+                "delivery to a destination that is gone", job=lost.job_id, destination=lost.destination
+            )
         for name in self._settings.deliver_to:
+            destination = self._settings.destinations[name]
             loop = DeliveryLoop(
                 name,
                 known[name],
                 Ledger(path_below(self._settings.storage.root)),
                 self._spool,
                 give_up_days=self._settings.delivery.give_up_days,
+                commitment_timeout_s=(
+                    destination.commitment_timeout_s if destination.storage_commitment else None
+                ),
             )
             self._deliveries.append(loop)
             self._run_thread(f"delivery-{name}", partial(loop.run, self._stop))
+
+    def _start_retention(self) -> None:
+        storage = self._settings.storage
+        policy = RetentionPolicy(storage.keep_days, storage.keep_unsent_days)
+        ledger = Ledger(path_below(storage.root))
+
+        def look() -> None:
+            pause_s = RETENTION_FIRST_S
+            while not self._stop.wait(pause_s):
+                pause_s = RETENTION_EVERY_S
+                try:
+                    retain(ledger, self._spool, policy)
+                except Exception:  # the outermost loop: the next look sees everything again
+                    log.exception("retention failed")
+            ledger.close()
+
+        self._run_thread("retention", look)
 
     def _run_thread(self, name: str, target: Any) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -330,6 +384,34 @@ class Node:
         else:
             status = "ok"
         return {"status": status, "checks": checks}
+
+
+def lock(root: Path) -> IO[str]:
+    """Hold the storage root for this process, as long as the returned file is open; raises NodeError.
+
+    Two nodes on one root would delete each other's work. The lock goes with the process, however it ends.
+    """
+    file = (root / "node.lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise NodeError(
+            f"Another dicom-node is running on {root}; stop it first (systemctl stop dicom-node)."
+        ) from None
+    return file
+
+
+def _opened(path: Path, spool: Spool) -> Ledger:
+    try:
+        return open_ledger(path, spool)
+    except (sqlite3.Error, SpoolError) as error:
+        raise NodeError(f"The ledger {path} cannot be opened: {error}.") from error
+
+
+def _still_starting(done: int, of: int) -> None:
+    """Tell systemd that a rebuild goes on: it may take longer than a start usually does."""
+    notify(f"EXTEND_TIMEOUT_USEC={int(REBUILD_STEP_S * 1e6)}\nSTATUS=Counting in images: {done} of {of}")
 
 
 def _token(path: Path) -> str:

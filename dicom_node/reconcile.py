@@ -17,9 +17,11 @@ from typing import Protocol
 from pydantic import TypeAdapter
 
 from dicom_node import __version__
-from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal
+from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal, SiblingFiles
+from dicom_node.decisions import RELEASED
 from dicom_node.derive import DerivePolicy
 from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
+from dicom_node.inputs import JobInputs, SeriesRevision, job_to_follow, paths, siblings_of
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
 from dicom_node.records import Growth, InstanceRecord, Job, SeriesRow
@@ -29,6 +31,7 @@ from dicom_node.workers import Finished
 from rules.classify import SeriesClass, classify
 from rules.facts import SeriesFacts
 from rules.pair import NoPairing, Pairing, PairingPolicy
+from rules.patient import mismatch
 from rules.rank import default_order
 from rules.reasons import Code, Reason, reason
 from rules.study import StudyDecision, decide_study
@@ -38,8 +41,11 @@ ABORTED_QUIET_FACTOR = 4  # a scanner that aborted will send the rest soon
 OPEN_QUIET_FACTOR = 9  # consoles keep one association open all exam
 INCOMPLETE_QUIET_FACTOR = 45  # missing slices may still come
 BETTER_REFERENCE_WAIT_S = 180.0  # how long the second-best contrast waits for the best one
+# A skipped job is decided again when the study grows: what it lacked, or what was wrong, may have changed.
+_MAY_CHANGE = frozenset({Code.NO_REFERENCE, Code.PATIENT_MISMATCH})
 LEASE_S = 60.0
 RETRY_DELAY_S = 10.0
+CLOCK_SET_BACK_S = 60.0  # an instance that arrived this far in the future: the clock was wrong then
 
 FACTS = TypeAdapter(SeriesFacts)
 log = get_logger(__name__)
@@ -126,6 +132,10 @@ class Reconciler:
         now = self._clock()
         for growth in self._ledger.growing():
             age_s = now - growth.last_at
+            if age_s < -CLOCK_SET_BACK_S:
+                log.warning("the clock was set back", seconds=-age_s)
+                self._ledger.forget_future()
+                return frozenset({growth.study_uid for growth in self._ledger.growing()})
             if not self._quiet(growth, age_s):
                 busy.add(growth.study_uid)
                 continue
@@ -204,6 +214,9 @@ class Reconciler:
             if row.facts is not None
         }
         decision = decide_study(tuple(pool.values()), self._policy.pairing)
+        two_patients = mismatch(study_uid, pool.values())
+        if two_patients is not None:
+            self._park(study_uid, two_patients)
         jobs = {(job.series_uid, job.revision): job for job in self._ledger.jobs_of_study(study_uid)}
         waiting = False
         for uid, row in complete.items():
@@ -212,15 +225,56 @@ class Reconciler:
                 self._ledger.classify_series(uid, found.series_class, found.reason)
             outcome = decision.outcomes.get(uid)
             job = jobs.get((uid, row.revision))
-            if job is None and outcome is not None:
+            lead = None if two_patients else job_to_follow(row, decision, complete, jobs)
+            if job is None and (outcome is not None or lead is not None):
                 job = self._ledger.create_job(row, pool[uid].series_number)
-            if job is not None:
-                waiting |= self._settle_job(job, decision, pool[uid], age_s)
+            if job is not None and lead is not None:
+                self._follow(job, lead)
+            elif job is not None:
+                beside = siblings_of(uid, decision, complete, jobs)
+                self._decide_again(job, beside, uid in decision.outcomes)
+                waiting |= self._settle_job(self._ledger.job(job.id), decision, pool[uid], age_s, beside)
         return waiting
 
-    def _settle_job(self, job: Job, decision: StudyDecision, dwi: SeriesFacts, age_s: float) -> bool:
+    def _park(self, study_uid: str, why: Reason) -> None:
+        """Two patients in one study, found after its jobs were decided: nothing goes on, nothing is sent."""
+        for job in self._ledger.jobs_of_study(study_uid):
+            match job.state:
+                case JobState.QUEUED:
+                    if self._ledger.change_job(job.id, JobState.WAITING, why, expected=JobState.QUEUED):
+                        self._ledger.change_job(job.id, JobState.SKIPPED, why, expected=JobState.WAITING)
+                case JobState.CORRECTED | JobState.SENDING:
+                    self._ledger.change_job(job.id, JobState.WITHHELD, why, expected=job.state)
+
+    def _follow(self, job: Job, lead: Job) -> None:
+        """Queue a sibling that came too late for the job of its lead: it takes over that job's field."""
+        if job.state is JobState.SKIPPED:
+            self._ledger.change_job(job.id, JobState.WAITING, expected=JobState.SKIPPED)
+        self._ledger.change_job(
+            job.id,
+            JobState.QUEUED,
+            expected=JobState.WAITING,
+            reference_series_uid=lead.reference_series_uid,
+            reference_revision=lead.reference_revision,
+            choice=lead.choice,
+            inputs=JobInputs(field_from=(lead.series_uid, lead.revision)).as_json(),
+        )
+
+    def _decide_again(self, job: Job, beside: tuple[SeriesRevision, ...], leads: bool) -> None:
+        """A queued job is decided again when a sibling of it has arrived, or the lead that it belongs to."""
+        if job.state is JobState.QUEUED and not (leads and JobInputs.of(job).siblings == beside):
+            self._ledger.change_job(job.id, JobState.WAITING, expected=JobState.QUEUED)
+
+    def _settle_job(
+        self,
+        job: Job,
+        decision: StudyDecision,
+        dwi: SeriesFacts,
+        age_s: float,
+        beside: tuple[SeriesRevision, ...],
+    ) -> bool:
         """Queue or skip one job as the decision says; True while it waits."""
-        no_reference = job.state is JobState.SKIPPED and job.reason_code == Code.NO_REFERENCE
+        no_reference = job.state is JobState.SKIPPED and job.reason_code in _MAY_CHANGE
         if job.state is not JobState.WAITING and not no_reference:
             return False
         outcome = decision.outcomes.get(job.series_uid)
@@ -230,7 +284,7 @@ class Reconciler:
                 self._ledger.change_job(job.id, JobState.WAITING, why)
             if self._better_may_come(outcome, decision, dwi, age_s):
                 return True
-            self._queue(job, outcome)
+            self._queue(job, outcome, beside)
             return False
         if no_reference:
             return False
@@ -250,7 +304,7 @@ class Reconciler:
             return False
         return age_s < min(BETTER_REFERENCE_WAIT_S, self._policy.study_wait_s)
 
-    def _queue(self, job: Job, pairing: Pairing) -> None:
+    def _queue(self, job: Job, pairing: Pairing, beside: tuple[SeriesRevision, ...]) -> None:
         reference = pairing.reference
         rows = {row.series_uid: row for row in self._ledger.series(reference.study_uid)}
         self._ledger.change_job(
@@ -260,6 +314,7 @@ class Reconciler:
             reference_series_uid=reference.series_uid,
             reference_revision=rows[reference.series_uid].revision,
             choice=json.dumps([asdict(candidate) for candidate in pairing.candidates]),
+            inputs=JobInputs(siblings=beside).as_json(),
         )
         log.info("job queued", job=job.id, reference=reference.series_uid)
 
@@ -301,31 +356,48 @@ class Reconciler:
                 log.info("correction started", job=job.id, attempts=job.attempts + 1)
 
     def _task(self, job: Job) -> CorrectionTask | None:
-        """What the worker is to do; None when the reference is not what it was when the job was queued."""
+        """What the worker is to do; None when an input is not what it was when the job was queued."""
         series = {row.series_uid: row for row in self._ledger.series_of_patient(job.study_uid)}
         reference = series.get(job.reference_series_uid or "")
         if reference is None or reference.revision != job.reference_revision or reference.facts is None:
             return None
+        inputs = JobInputs.of(job)
+        if any(uid not in series or series[uid].revision != revision for uid, revision in inputs.series):
+            return None
         source_records = self._ledger.instances_of(job.series_uid)
         reference_records = self._ledger.instances_of(reference.series_uid)
+        lead_records = self._ledger.instances_of(inputs.field_from[0]) if inputs.field_from else []
+        beside = [self._ledger.instances_of(uid) for uid, _ in inputs.siblings]
         recipe, policy = self._policy.recipe, self._policy.derive
-        digest = _digest(source_records, reference_records)
+        # a sibling gets the same UIDs whether it is corrected with its lead or after it
+        decides = [lead_records, reference_records] if lead_records else [reference_records]
+        digest = _digest(source_records, *decides)
+        siblings = tuple(
+            SiblingFiles(paths(records), _digest(records, source_records, reference_records))
+            for records in beside
+        )
         name = hashlib.sha256(
             json.dumps(
-                [__version__, job.series_uid, digest, asdict(recipe), asdict(policy)], sort_keys=True
+                [
+                    *(__version__, job.series_uid, digest, [one.input_digest for one in siblings]),
+                    *(asdict(recipe), asdict(policy)),
+                ],
+                sort_keys=True,
             ).encode()
         ).hexdigest()[:32]
         found = classify(FACTS.validate_json(reference.facts), self._policy.pairing.overrides)
         return CorrectionTask(
             name=name,
             root=self._spool.root,
-            source=tuple(Path(record.path) for record in source_records),
-            reference=tuple(Path(record.path) for record in reference_records),
+            source=paths(source_records),
+            reference=paths(reference_records),
             contrast=str(found.contrast or "anatomical"),
             recipe=recipe,
             derive=policy,
             taken_numbers=_numbers(series.values(), job.study_uid),
             input_digest=digest,
+            siblings=siblings,
+            field_from=paths(lead_records),
         )
 
     def _collect_finished(self) -> None:
@@ -350,12 +422,17 @@ class Reconciler:
                 self._failed(job, reason(Code.WORKER_LOST, "no worker holds it any more"), again=True)
 
     def _corrected(self, job: Job, outcome: Outcome) -> None:
-        self._ledger.issue_uids(job.id, (outcome.output_series_uid, *outcome.sop_uids))
+        derived = (outcome.output_series_uid, *(uid for _, uid in outcome.siblings))
+        self._ledger.issue_uids(job.id, (*derived, *outcome.series_uids, *outcome.sop_uids))
         self._ledger.change_job(
             job.id,
             JobState.CORRECTED,
             expected=JobState.CORRECTING,
-            figures={**outcome.figures, "seconds": outcome.seconds},
+            figures={
+                **outcome.figures,
+                "seconds": outcome.seconds,
+                "siblings": [{"source": source, "derived": uid} for source, uid in outcome.siblings],
+            },
             verdict=outcome.verdict,
             output_series_uid=outcome.output_series_uid,
             lease_until=None,
@@ -364,6 +441,8 @@ class Reconciler:
 
     def _failed(self, job: Job, why: Reason, *, again: bool) -> None:
         """Back to the queue while attempts are left and another try can help; else the job ends."""
+        if job.result:
+            self._spool.discard_work_of(job.result)  # a worker that was killed could not
         if again and job.attempts < self._policy.attempts:
             self._ledger.change_job(
                 job.id,
@@ -389,17 +468,45 @@ class Reconciler:
 
     def _route_corrected(self) -> None:
         for job in self._ledger.jobs([JobState.CORRECTED], limit=1000):
-            withhold = (job.verdict == "reject" and self._policy.on_reject == "withhold") or (
-                job.verdict == "review" and self._policy.on_review == "withhold"
-            )
-            if withhold:
-                why = reason(Code.VERDICT, _verdict_text(job))
-                self._ledger.change_job(job.id, JobState.WITHHELD, why, expected=JobState.CORRECTED)
-            elif not self._policy.deliver_to:
-                why = reason(Code.NO_DESTINATION)
+            why = self._why_withheld(job)
+            if not self._spool.result_dir(job.result or "").is_dir():
+                why = reason(Code.RESULT_LOST)
+                self._ledger.change_job(job.id, JobState.QUEUED, why, expected=JobState.CORRECTED)
+            elif why is not None:
                 self._ledger.change_job(job.id, JobState.WITHHELD, why, expected=JobState.CORRECTED)
             else:
-                self._ledger.start_delivery(job.id, self._policy.deliver_to, expected=JobState.CORRECTED)
+                found = self._ledger.was_found(job.result or "")
+                self._ledger.start_delivery(
+                    job.id,
+                    self._policy.deliver_to,
+                    expected=JobState.CORRECTED,
+                    why=reason(Code.LEDGER_LOST) if found else None,
+                )
+
+    def _complete_facts(self, study_uid: str) -> list[SeriesFacts]:
+        return [
+            FACTS.validate_json(row.facts)
+            for row in self._ledger.series(study_uid)
+            if row.facts is not None and row.state is SeriesState.COMPLETE
+        ]
+
+    def _why_withheld(self, job: Job) -> Reason | None:
+        """Why a result is not to be sent; None when it is.
+
+        Of a result that was made before the ledger was lost, what a person decided then still holds.
+        """
+        two_patients = mismatch(job.study_uid, self._complete_facts(job.study_uid))
+        if two_patients is not None:
+            return two_patients
+        decided = self._spool.decision(job.result or "") if self._ledger.was_found(job.result or "") else None
+        if decided is not None and decided.get("decision") != RELEASED:
+            return reason(Code.WITHHELD_BY_PERSON, decided.get("who", "somebody"))
+        withhold = (job.verdict == "reject" and self._policy.on_reject == "withhold") or (
+            job.verdict == "review" and self._policy.on_review == "withhold"
+        )
+        if withhold and decided is None:
+            return reason(Code.VERDICT, _verdict_text(job))
+        return None if self._policy.deliver_to else reason(Code.NO_DESTINATION)
 
 
 def _patient(facts: SeriesFacts) -> str:

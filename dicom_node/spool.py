@@ -13,13 +13,15 @@ are written under a temporary name, fsynced, renamed once, and the directory is 
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -33,6 +35,8 @@ Bytes = bytes | bytearray | memoryview
 _FOLDERS = ("incoming", "instances", "results", "work", "quarantine")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_INSTANCE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}\.[0-9]+\.dcm")  # below instances/
+DECISION = "decision.json"  # in a result's folder: what a person decided about it
 
 
 class SpoolError(Exception):
@@ -61,6 +65,44 @@ def create_file(path: Path) -> BinaryIO:
     """A new file for writing that only we may read; raises FileExistsError when there is one."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     return os.fdopen(descriptor, "wb")
+
+
+class Part:
+    """An instance while it arrives: a file below incoming/ until it is placed, quarantined or discarded."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.size = 0  # bytes written
+        self._file = file
+
+    def write(self, piece: Bytes) -> None:
+        """Append bytes; raises NoRoom when the disk is full, SpoolError when it fails otherwise."""
+        with _as_spool_error("the instance could not be stored"):
+            self._file.write(piece)
+        self.size += memoryview(piece).nbytes
+
+    def read_back(self, offset: int, size: int) -> bytes:
+        """At most `size` of the bytes written so far, from `offset` on."""
+        with _as_spool_error("the instance could not be read back"):
+            self._file.flush()
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+
+    def sync(self, at_most: int | None = None) -> None:
+        """Make its content durable, cut to `at_most` bytes; nothing can be written afterwards."""
+        with _as_spool_error("the instance could not be stored"), self._file:
+            self._file.flush()
+            if at_most is not None and self.size > at_most:
+                os.ftruncate(self._file.fileno(), at_most)
+            os.fsync(self._file.fileno())
+
+    def discard(self) -> None:
+        """Close and delete it; no error when it is gone or has been placed."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 class Spool:
@@ -96,6 +138,35 @@ class Spool:
 
     # ---------------------------------------------------------------- received instances
 
+    def open_part(self) -> Part:
+        """A new file below incoming/ for an instance that is about to arrive; raises NoRoom, SpoolError."""
+        path = self.root / "incoming" / f"{secrets.token_hex(16)}.part"
+        with _as_spool_error("the instance could not be stored"):
+            return Part(path, self._open(path))
+
+    def place(self, part: Part, sop_uid: str, revision: int) -> Path:
+        """Give a synced part its place among the instances, and return that relative to the root.
+
+        Durable only after `settle`. When the same bytes lie there already the part is discarded: left by a
+        crash between rename and ledger, or by a ledger older than the disk. Raises Occupied when others do.
+        """
+        relative = instance_path(sop_uid, revision)
+        target = self.root / relative
+        with _as_spool_error("the instance could not be stored"):
+            if not target.exists():
+                part.path.rename(target)
+            elif filecmp.cmp(part.path, target, shallow=False):
+                part.discard()
+            else:
+                raise Occupied(f"{relative} holds another version of this instance")
+        return relative
+
+    def settle(self, paths: Iterable[Path]) -> None:
+        """Make the places of these instances durable: each folder is fsynced once, however many lie in it."""
+        with _as_spool_error("the instance could not be stored"):
+            for folder in {self.root / path.parent for path in paths}:
+                _sync_directory(folder)
+
     def receive(self, sop_uid: str, revision: int, *content: Bytes) -> Path:
         """Store one instance durably and return its path relative to the root.
 
@@ -104,44 +175,31 @@ class Spool:
         this revision, NoRoom when the disk is full, SpoolError when it fails otherwise; nothing is left
         behind then.
         """
-        relative = instance_path(sop_uid, revision)
-        target = self.root / relative
-        part = self.root / "incoming" / f"{relative.stem}.{secrets.token_hex(4)}.part"
-        with _as_spool_error("the instance could not be stored"):
-            if target.exists():
-                # left by a crash between rename and ledger, or by a ledger older than the disk
-                if not _holds(target, content):
-                    raise Occupied(f"{relative} holds another version of this instance")
-                _sync_directory(target.parent)
-                return relative
-            try:
-                self._write(part, content)
-                part.rename(target)
-            except BaseException:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)
-                raise
-            _sync_directory(target.parent)
+        part = self.open_part()
+        try:
+            for piece in content:
+                part.write(piece)
+            part.sync()
+            relative = self.place(part, sop_uid, revision)
+        except BaseException:
+            part.discard()
+            raise
+        self.settle([relative])
         return relative
 
-    def _write(self, path: Path, content: tuple[Bytes, ...]) -> None:
-        """A new durable file; its directory entry is the caller's to make durable."""
-        with self._open(path) as file:
-            for piece in content:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def quarantine(self, content: Bytes, why: str) -> Path:
-        """Keep bytes that could not be read as DICOM, with a note; the oldest make room for new ones."""
+    def quarantine(self, part: Part, why: str) -> Path:
+        """Keep what could not be read as DICOM, with a note; the oldest make room for it."""
         folder = self.root / "quarantine"
         stem = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
         with _as_spool_error("the unreadable instance could not be kept"):
-            size = memoryview(content).nbytes
+            size = part.size
             _make_quarantine_room(folder, min(size, QUARANTINE_MAX_BYTES))
-            kept = memoryview(content).cast("B")[:QUARANTINE_MAX_BYTES]
-            self._write(folder / f"{stem}.bin", (kept,))
-            self._write(folder / f"{stem}.txt", (f"{why}\n{size} bytes\n".encode(),))
+            part.sync(at_most=QUARANTINE_MAX_BYTES)
+            part.path.rename(folder / f"{stem}.bin")
+            with self._open(folder / f"{stem}.txt") as note:
+                note.write(f"{why}\n{size} bytes\n".encode())
+                note.flush()
+                os.fsync(note.fileno())
             _sync_directory(folder)
         return Path("quarantine", f"{stem}.bin")
 
@@ -193,6 +251,80 @@ class Spool:
                 _sync_directory(target.parent)
             shutil.rmtree(doomed)
 
+    def result_names(self) -> list[str]:
+        """The results that are published here."""
+        with _as_spool_error("the results could not be listed"):
+            return [entry.name for entry in os.scandir(self.root / "results") if _NAME.fullmatch(entry.name)]
+
+    def note_decision(self, name: str, decision: Mapping[str, str]) -> None:
+        """Keep what a person decided about a result beside it: the ledger that has it too may be lost."""
+        folder = self.result_dir(name)
+        if not folder.is_dir():
+            return
+        part = folder / f".{DECISION}.{secrets.token_hex(4)}"
+        with _as_spool_error("the decision could not be kept"):
+            with self._open(part) as file:
+                file.write(json.dumps(dict(decision)).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(folder / DECISION)
+            _sync_directory(folder)
+
+    def decision(self, name: str) -> dict[str, str] | None:
+        """What a person decided last about a result, or None."""
+        try:
+            found = json.loads((self.result_dir(name) / DECISION).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return dict(found) if isinstance(found, dict) else None
+
+    # ---------------------------------------------------------------- what is here, and its end
+
+    def instance_files(self) -> Iterator[tuple[str, int]]:
+        """(path relative to the root, bytes) of every stored instance."""
+        with _as_spool_error("the stored instances could not be listed"):
+            for folder in sorted((self.root / "instances").iterdir()):
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if _INSTANCE.fullmatch(f"{folder.name}/{entry.name}"):
+                            yield f"instances/{folder.name}/{entry.name}", entry.stat().st_size
+
+    def quarantine_instance(self, relative: str, why: str) -> None:
+        """Take a stored file that cannot be used out of the way; it is kept for a person to look at."""
+        with _as_spool_error("an unusable instance could not be put aside"):
+            path = self.root / relative
+            part = Part(path, path.open("r+b"))
+            part.size = path.stat().st_size
+        self.quarantine(part, why)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Delete instances and results by their paths relative to the root; those that are gone are no error.
+
+        Durable when it returns. Raises ValueError for any other path.
+        """
+        folders = set()
+        for relative in paths:
+            kind, *rest = PurePosixPath(relative).parts
+            if kind == "results" and len(rest) == 1:
+                self.remove_result(rest[0])
+            elif kind == "instances" and _INSTANCE.fullmatch("/".join(rest)):
+                with _as_spool_error(f"{relative} could not be deleted"):
+                    (self.root / relative).unlink(missing_ok=True)
+                folders.add((self.root / relative).parent)
+            else:
+                raise ValueError(f"{relative!r} is neither an instance nor a result")
+        with _as_spool_error("a deletion could not be made durable"):
+            for folder in folders:
+                _sync_directory(folder)
+
+    def set_aside(self, path: Path) -> Path:
+        """Give a file that is of no more use another name beside it, with the time in it; that path."""
+        kept = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}")
+        with _as_spool_error(f"{path} could not be put aside"):
+            path.rename(kept)
+            _sync_directory(path.parent)
+        return kept
+
     # ---------------------------------------------------------------- start
 
     def sweep(self) -> None:
@@ -207,10 +339,20 @@ class Spool:
                 part.unlink(missing_ok=True)
 
     def sweep_work(self) -> None:
-        """Delete the scratch folders of corrections that were not published. No worker may be running."""
+        """Delete the scratch folders of corrections that were not published.
+
+        A worker that outlived its node by a moment may still write there; it publishes whole or not at all,
+        and what it leaves is deleted at the next start.
+        """
         with _as_spool_error("unfinished corrections could not be deleted"):
             for folder in (self.root / "work").iterdir():
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def discard_work_of(self, name: str) -> None:
+        """Delete the scratch folders that attempts at the result `name` left behind: their worker is dead."""
+        _check_name(name)
+        for folder in (self.root / "work").glob(f"{name}.*"):
+            self.discard(folder)
 
 
 @contextmanager
@@ -249,15 +391,6 @@ def _make_durable(folder: Path) -> None:
                 os.close(descriptor)
         Path(parent).chmod(0o700)
         _sync_directory(Path(parent))
-
-
-def _holds(path: Path, content: tuple[Bytes, ...]) -> bool:
-    """Whether the file consists of exactly these pieces."""
-    pieces = [memoryview(piece).cast("B") for piece in content]
-    if path.stat().st_size != sum(piece.nbytes for piece in pieces):
-        return False
-    with path.open("rb") as file:
-        return all(file.read(piece.nbytes) == piece for piece in pieces)
 
 
 def _make_quarantine_room(folder: Path, size: int) -> None:

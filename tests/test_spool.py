@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node import spool as spool_module
-from dicom_node.spool import NoRoom, Occupied, Spool, SpoolError, create_file, instance_path
+from dicom_node.spool import NoRoom, Occupied, Part, Spool, SpoolError, create_file, instance_path
 
 UID = "1.2.826.0.1.3680043.10.7"
 
@@ -192,11 +192,18 @@ def test_quarantine_keeps_the_bytes_with_the_reason_and_never_grows_beyond_its_b
 ) -> None:
     monkeypatch.setattr(spool_module, "QUARANTINE_MAX_FILES", 3)
     monkeypatch.setattr(spool_module, "QUARANTINE_MAX_BYTES", 100)
-    kept = [spool.quarantine(b"%d" % number * 10, "not DICOM") for number in range(5)]
+
+    def part(content: bytes) -> Part:
+        arriving = spool.open_part()
+        arriving.write(content)
+        return arriving
+
+    kept = [spool.quarantine(part(b"%d" % number * 10), "not DICOM") for number in range(5)]
     folder = spool.root / "quarantine"
     assert len(list(folder.glob("*.bin"))) == len(list(folder.glob("*.txt"))) == 3
     assert not (spool.root / kept[0]).exists()
     assert (spool.root / kept[4]).read_bytes() == b"4" * 10
     assert "not DICOM" in (spool.root / kept[4]).with_suffix(".txt").read_text()
-    spool.quarantine(b"z" * 1000, "too large")
+    spool.quarantine(part(b"z" * 1000), "too large")
+    assert files_below(spool.root / "incoming") == []
     assert sum(path.stat().st_size for path in folder.glob("*.bin")) <= 100
