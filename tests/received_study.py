@@ -111,8 +111,10 @@ class FakeWorkers:
         self.stopped.append(job_id)
 
     def end(self, job_id: int, outcome: Outcome | Refusal | None = None, **trouble: Any) -> None:
-        """The correction of a job ends: with an outcome, or with `error` and `lost`."""
-        self.tasks.pop(job_id)
+        """The correction of a job ends: with an outcome and its result, or with `error` and `lost`."""
+        task = self.tasks.pop(job_id)
+        if isinstance(outcome, Outcome):
+            (task.root / "results" / task.name).mkdir(exist_ok=True)
         self._ended.append(Finished(job_id, outcome, **trouble))
 
 
