@@ -6,7 +6,7 @@ Every file is decoded once, frame by frame, into one array; nothing of it is kep
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from dicom_node.headers import (
     FrameFacts,
     GeometryProblem,
     InstanceFacts,
+    StoredPixels,
     Unreadable,
+    VolumeFacts,
     arrange,
     summarise,
 )
@@ -77,7 +79,7 @@ def load(instances: Sequence[InstanceFacts]) -> LoadedSeries:
     Raises GeometryProblem when its images form no volumes, Unreadable when pixels cannot be decoded.
     """
     arrangement = arrange(instances)
-    facts = summarise(instances)
+    facts = summarise(instances, arrangement)
     if facts.colour:
         raise GeometryProblem("The series is in colour, which carries no measured values.")
     shape = (len(arrangement.volumes), *arrangement.shape)
@@ -86,45 +88,49 @@ def load(instances: Sequence[InstanceFacts]) -> LoadedSeries:
         for number, volume in enumerate(arrangement.volumes)
         for index, frame in enumerate(volume.frames)
     ]
-    return LoadedSeries(facts, arrangement, _read(cells, shape, _deflated(instances)), arrangement.affine)
+    return LoadedSeries(facts, arrangement, _read(cells, shape, instances), arrangement.affine)
 
 
 def load_reference(instances: Sequence[InstanceFacts]) -> Volume:
-    """An anatomical series as one volume: its first magnitude stack at its shortest echo time.
+    """An anatomical series as one volume, that of `reference_stack`.
 
     Raises GeometryProblem when its images form no volume, Unreadable when pixels cannot be decoded.
     """
     arrangement = arrange(instances)
+    first = _reference_stack(instances, arrangement)
+    cells = [(0, index, frame) for index, frame in enumerate(first.frames)]
+    voxels = _read(cells, (1, *arrangement.shape), instances)
+    return Volume.from_numpy(voxels[0], arrangement.affine)
+
+
+def reference_stack(instances: Sequence[InstanceFacts]) -> VolumeFacts:
+    """The slices of an anatomical series that are registered: its first magnitude stack at its shortest TE.
+
+    Raises GeometryProblem when its images form no volume.
+    """
+    return _reference_stack(instances, arrange(instances))
+
+
+def _reference_stack(instances: Sequence[InstanceFacts], arrangement: Arrangement) -> VolumeFacts:
     if any(instance.series.colour for instance in instances):
         raise GeometryProblem("The series is in colour, which carries no measured values.")
     magnitude = [volume for volume in arrangement.volumes if volume.component in ("", "MAGNITUDE")]
     if not magnitude:
         raise GeometryProblem("The series holds no magnitude images.")
-    first = min(magnitude, key=lambda volume: volume.echo_time_ms or 0.0)
-    cells = [(0, index, frame) for index, frame in enumerate(first.frames)]
-    voxels = _read(cells, (1, *arrangement.shape), _deflated(instances))
-    return Volume.from_numpy(voxels[0], arrangement.affine)
-
-
-def _deflated(instances: Sequence[InstanceFacts]) -> frozenset[Path]:
-    """The files that are deflated as a whole: their pixels cannot be sought, only inflated."""
-    return frozenset(
-        instance.path
-        for instance in instances
-        if instance.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
-    )
+    return min(magnitude, key=lambda volume: volume.echo_time_ms or 0.0)
 
 
 def _read(
-    cells: Iterable[Cell], shape: tuple[int, int, int, int], deflated: frozenset[Path]
+    cells: Iterable[Cell], shape: tuple[int, int, int, int], instances: Sequence[InstanceFacts]
 ) -> npt.NDArray[np.float32]:
     """The cells' slices in one (V, Z, Y, X) array."""
     voxels = np.empty(shape, dtype=np.float32)
+    files = {instance.path: instance for instance in instances}
     by_file: dict[Path, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         by_file[cell[2].path][cell[2].frame or 0].append(cell)
     for path, wanted in by_file.items():
-        for number, picture in _pictures(path, wanted, path in deflated):
+        for number, picture in _pictures(files[path], sorted(wanted)):
             for volume, index, frame in wanted[number]:
                 stored = _slice_of(picture, frame)
                 target = voxels[volume, index]
@@ -134,13 +140,18 @@ def _read(
     return voxels
 
 
-def _pictures(path: Path, wanted: Mapping[int, object], inflate: bool) -> Iterator[tuple[int, Stored]]:
-    """Stored pixel values of the wanted frames of one file, each (rows, columns)."""
-    numbers = sorted(wanted)
+def _pictures(instance: InstanceFacts, numbers: list[int]) -> Iterator[tuple[int, Stored]]:
+    """Stored pixel values of some frames of one file in ascending order, each (rows, columns)."""
+    path = instance.path
     try:
+        if instance.stored is not None:
+            yield from ((number, stored_frame(path, instance.stored, number)) for number in numbers)
+            return
+        # a file that is deflated as a whole cannot be sought, only inflated
+        inflate = instance.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
         source = pydicom.dcmread(path) if inflate else path
         yield from zip(numbers, iter_pixels(source, indices=numbers), strict=True)
-    except MemoryError:
+    except (MemoryError, Unreadable):
         raise
     except OSError as error:
         raise Unreadable(
@@ -151,6 +162,18 @@ def _pictures(path: Path, wanted: Mapping[int, object], inflate: bool) -> Iterat
             f"The pixels of {path.name} cannot be decoded ({type(error).__name__}): the file is damaged, "
             "or its compression is not supported."
         ) from error
+
+
+def stored_frame(path: Path, stored: StoredPixels, number: int) -> Stored:
+    """One frame as it lies in the file. Raises Unreadable where the file ends before it."""
+    count = stored.rows * stored.columns
+    offset = stored.offset + number * stored.frame_bytes
+    values = np.fromfile(path, dtype=stored.dtype, count=count, offset=offset)
+    if len(values) < count:
+        raise Unreadable(f"{path.name} is cut short: its pixels end before the picture does.")
+    if stored.unused_bits:  # and give a signed number its sign
+        values = np.right_shift(np.left_shift(values, stored.unused_bits), stored.unused_bits)
+    return values.reshape(stored.rows, stored.columns)
 
 
 def _slice_of(picture: Stored, frame: FrameFacts) -> Stored:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
@@ -23,6 +24,25 @@ NOW = datetime(2026, 2, 3, 4, 5, 6)
 OBLIQUE = np.array(
     [[2.9, 0.3, 0.2, -20.0], [-0.3, 2.9, -0.3, -25.0], [-0.23, 0.28, 3.9, -6.0], [0.0, 0.0, 0.0, 1.0]]
 )
+
+
+# SpecificCharacterSet and PatientName, and a SeriesDescription, as scanners write them.
+NAMES = {
+    "ISO 2022 IR 87": (b"ISO 2022 IR 6\\ISO 2022 IR 87", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B="),
+    "ISO 2022 IR 149": (b"\\ISO 2022 IR 149", b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7="),
+    "GB18030": (b"GB18030", "Wang^XiaoDong=王^小东=".encode("gb18030")),
+    "UTF-8": (b"ISO_IR 192", "Núñez^José=Δ^Ж=".encode()),
+    "Latin-1": (b"ISO_IR 100", "Müller^Jürgen".encode("latin-1")),
+    "undeclared": (None, "Müller^Jürgen".encode("latin-1")),
+}
+DESCRIPTIONS = {
+    "ISO 2022 IR 87": b"DWI \x1b$B3H;6\x1b(B",
+    "ISO 2022 IR 149": b"DWI \x1b$)C" + "확산".encode("euc_kr"),
+    "GB18030": "DWI 弥散加权成像".encode("gb18030"),
+    "UTF-8": "DWI диффузия".encode(),
+    "Latin-1": "DWI Schädel".encode("latin-1"),
+    "undeclared": "DWI Schädel".encode("latin-1"),
+}
 
 
 def ball(shape: tuple[int, int, int], affine: np.ndarray) -> Volume:
@@ -106,7 +126,7 @@ class Bench:
             self.out,
             NOW,
         )
-        return [pydicom.dcmread(path) for path in files]
+        return [pydicom.dcmread(one.path) for one in files]
 
 
 def edited(files: Sequence[Path], folder: Path, edit: Callable[[Dataset, int], None]) -> list[Path]:
@@ -119,6 +139,15 @@ def edited(files: Sequence[Path], folder: Path, edit: Callable[[Dataset, int], N
         copies.append(folder / path.name)
         dataset.save_as(copies[-1], enforce_file_format=True)
     return copies
+
+
+def put_raw(dataset: Dataset, keyword: str, vr: str, value: bytes | None) -> None:
+    """Set the bytes of an element, whatever the data set thinks of them."""
+    tag = Tag(tag_for_keyword(keyword))
+    dataset.pop(tag, None)
+    if value is not None:
+        value += b" " * (len(value) % 2)
+        dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
 
 
 def stored_of(source: LoadedSeries) -> np.ndarray:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dicom_node.derive.instances import derive, derived_series_uid
+from dicom_node.derive.policy import CompanionPolicy, DerivePolicy, OutputGrid
 from dicom_node.derive.provenance import Provenance
-from dicom_node.derive.series_header import DerivePolicy
+from dicom_node.derive.regrid import on_reference_grid
+from dicom_node.derive.series import Written, derive, derived_series_uid
 
-__all__ = ["DerivePolicy", "Provenance", "derive", "derived_series_uid"]
+__all__ = [
+    "CompanionPolicy",
+    "DerivePolicy",
+    "OutputGrid",
+    "Provenance",
+    "Written",
+    "derive",
+    "derived_series_uid",
+    "on_reference_grid",
+]

@@ -13,9 +13,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 
-def read_header(path: Path) -> Dataset:
-    """The header of a file without its pixels. Raises OSError, pydicom.errors.InvalidDicomError."""
-    return pydicom.dcmread(path, stop_before_pixels=True)
+def read_header(path: Path, only: list[str] | None = None) -> Dataset:
+    """The header of a file without its pixels, or of it those keywords that are named.
+
+    Raises OSError, pydicom.errors.InvalidDicomError.
+    """
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=only)
 
 
 def put(dataset: Dataset, keyword: str, value: object) -> None:

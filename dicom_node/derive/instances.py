@@ -1,16 +1,15 @@
-"""Classic MR instances, one for each slice of each corrected volume.
+"""Classic MR instances, one for each slice of an output volume.
 
 The template of an instance is the header of the source slice whose place it takes: a classic file, the
 mosaic it was a tile of, or the functional groups of an enhanced frame. Values that did not change keep
-their text. Files are written plainly; making them durable is the spool's work.
+their text.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,10 @@ from pydicom.uid import MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_node.derive import functional_groups, pixels, provenance, template
-from dicom_node.derive.instance_file import put, read_header, write_instance
+from dicom_node.derive.instance_file import put, read_header
 from dicom_node.derive.pixels import Array, Scale, Stored
-from dicom_node.derive.provenance import Provenance, ReferenceSlices
-from dicom_node.derive.series_header import DerivePolicy, series_header
+from dicom_node.derive.places import Place
+from dicom_node.derive.provenance import ReferenceSlices
 from dicom_node.derive.template import Elements
 from dicom_node.headers import FrameFacts, Unreadable, VolumeFacts
 from dicom_node.headers.scan import OWN_IMAGE_TYPE
@@ -54,120 +53,103 @@ REQUIRED_EMPTY_IF_UNKNOWN = (
 )
 
 
-def derived_series_uid(source: LoadedSeries, made_by: Provenance) -> str:
-    """SeriesInstanceUID of the output: the same for the same inputs, program and settings."""
-    sops = (frame.sop_instance_uid for volume in source.arrangement.volumes for frame in volume.frames)
-    return provenance.series_uid(source.facts.series_uid, sops, made_by)
-
-
-def derive(
-    source: LoadedSeries,
-    corrected: Array,
-    made_by: Provenance,
-    policy: DerivePolicy,
-    out: Path,
-    now: datetime,
-) -> list[Path]:
-    """Write the derived series into the folder `out` and return its files in InstanceNumber order.
-
-    corrected: (V, Z, Y, X) real-world values on the grid of `source`. InstanceNumbers run through the volumes
-    in source order, within a volume along +s. Raises headers.Unreadable when a source file has gone or a
-    volume has no b-value, ValueError when the shapes differ.
-    """
-    if corrected.shape != source.voxels.shape:
-        raise ValueError(f"derive() got {corrected.shape} for a series of {source.voxels.shape}")
-    series = _Series.of(source, corrected, made_by, policy, now)
-    b_values = [_b_value(volume, source) for volume in source.arrangement.volumes]
-    windows = pixels.windows(corrected, b_values)
-    files: list[Path] = []
-    for index, volume in enumerate(source.arrangement.volumes):
-        stored = series.scale.stored(corrected[index])
-        for frame, slice_pixels in zip(volume.frames, stored, strict=True):
-            number = len(files) + 1
-            instance = series.instance(volume, frame, number)
-            _put_window(instance, windows[index])
-            _put_pixels(instance, slice_pixels, series.scale)
-            files.append(out / f"{number:05d}.dcm")
-            write_instance(instance, files[-1])
-    return files
-
-
-def _b_value(volume: VolumeFacts, source: LoadedSeries) -> float:
-    if volume.b_value is None:
-        raise Unreadable(f"Series {source.facts.series_number}: one of its volumes carries no b-value.")
-    return volume.b_value
-
-
 @dataclass(slots=True)
-class _Headers:
-    """Source headers by file, the last few kept: an enhanced file serves many slices."""
+class Headers:
+    """Source headers by file, the last few kept: an enhanced file serves many slices.
 
+    first: the header of the series' first slice.
+    """
+
+    first: Dataset
     kept: OrderedDict[Path, Dataset] = field(default_factory=OrderedDict)
+    class_uids: dict[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: LoadedSeries) -> Headers:
+        """Raises Unreadable when the first source file has gone."""
+        return cls(_read(source.arrangement.volumes[0].frames[0].path))
 
     def __call__(self, path: Path) -> Dataset:
         if path not in self.kept:
-            try:
-                self.kept[path] = read_header(path)
-            except (OSError, pydicom.errors.InvalidDicomError) as error:
-                raise Unreadable(f"{path.name} can no longer be read ({type(error).__name__}).") from error
+            self.kept[path] = _read(path)
             if len(self.kept) > HEADERS_KEPT:
                 self.kept.popitem(last=False)
         return self.kept[path]
 
+    def sop_class_of(self, path: Path) -> str:
+        """SOPClassUID of a source file: one series may hold several classes."""
+        if path not in self.class_uids:
+            header = self.kept.get(path) or _read(path, ["SOPClassUID"])
+            self.class_uids[path] = str(header.SOPClassUID)
+        return self.class_uids[path]
+
+
+def _read(path: Path, only: list[str] | None = None) -> Dataset:
+    try:
+        return read_header(path, only)
+    except (OSError, pydicom.errors.InvalidDicomError) as error:
+        raise Unreadable(f"{path.name} can no longer be read ({type(error).__name__}).") from error
+
 
 @dataclass(frozen=True, slots=True)
-class _Series:
-    """What all instances of the derived series share, made once."""
+class Images:
+    """What the images of one derived series share, made once.
+
+    elements: raw, as `series_header` gives them.
+    """
 
     source: LoadedSeries
     uid: str
     scale: Scale
     elements: Dataset
-    charset: object
     reference: ReferenceSlices
-    headers: _Headers
+    headers: Headers
 
-    @classmethod
-    def of(
-        cls, source: LoadedSeries, corrected: Array, made_by: Provenance, policy: DerivePolicy, now: datetime
-    ) -> _Series:
-        headers = _Headers()
-        first = headers(source.arrangement.volumes[0].frames[0].path)
-        scale = _scale(source, corrected, first)
-        uid = derived_series_uid(source, made_by)
-        clipped = sum(scale.clipped(volume) for volume in corrected)
-        elements = series_header(first, source.facts, made_by, policy, uid, clipped, now)
-        return cls(
-            source, uid, scale, elements, first.original_character_set, ReferenceSlices.of(made_by), headers
-        )
-
-    def instance(self, volume: VolumeFacts, frame: FrameFacts, number: int) -> Dataset:
-        """The instance that takes the place of `frame`, without window and pixels."""
-        header = self.headers(frame.path)
+    def image(self, place: Place, number: int, image_type: Sequence[str]) -> Dataset:
+        """The image at `place`, still without diffusion, window and pixels."""
+        header = self.headers(place.source.path)
         instance = Dataset()
-        for tag, element in _image_elements(header, frame, self.source.facts.vendor, self.scale).items():
+        for tag, element in self._image_elements(header, place).items():
             if not template.belongs_to_series(tag):
                 instance[tag] = element
         for tag in self.elements.keys():  # noqa: SIM118  # iterating a Dataset would decode its raw text
             instance[tag] = self.elements.get_item(tag)
         put(instance, "SOPClassUID", MRImageStorage)
-        put(instance, "SOPInstanceUID", provenance.instance_uid(self.uid, frame))
+        put(instance, "SOPInstanceUID", provenance.instance_uid(self.uid, place.key))
         put(instance, "InstanceNumber", number)
-        _put_image_type(instance, volume)
-        _put_place(instance, frame)
-        _put_diffusion(instance, volume, self.source.facts.vendor)
+        put(instance, "ImageType", list(image_type))
+        _put_place(instance, place.plane or place.source)
         if "QualityControlImage" in header:
             put(instance, "QualityControlImage", "NO")
         if header.file_meta.TransferSyntaxUID in LOSSY_SYNTAXES:
             put(instance, "LossyImageCompression", "01")
-        self._put_references(instance, header, frame)
+        self._put_references(instance, place)
         _supply_missing(instance)
-        instance.set_original_encoding(False, True, self.charset)
+        instance.set_original_encoding(False, True, self.headers.first.original_character_set)
         return instance
 
-    def _put_references(self, instance: Dataset, header: Dataset, frame: FrameFacts) -> None:
-        sources = [provenance.source_reference(header.SOPClassUID, frame)]
-        centre = provenance.slice_centre(frame)
+    def _image_elements(self, header: Dataset, place: Place) -> Elements:
+        """What the source says of one slice, with the plane of the reference where that is asked for."""
+        elements = template.public_elements(header)
+        vendor = self.source.facts.vendor
+        elements.update(template.private_elements(header, vendor, self.scale.as_source, place.plane is None))
+        elements.update(_of_frame(header, place.source))
+        rescale: Elements = {}
+        if not self.scale.trivial:
+            rescale = _rescale_of(header, place.source) if self.scale.as_source else {}
+            rescale = rescale or _rescale(self.scale)
+        if place.plane is not None:
+            for tag in template.OF_THE_SAMPLING:
+                elements.pop(Tag(tag), None)
+            elements.update(_plane_elements(self.headers(place.plane.path), place.plane))
+        return elements | rescale
+
+    def _put_references(self, instance: Dataset, place: Place) -> None:
+        sources = [
+            provenance.source_reference(self.headers.sop_class_of(frame.path), frame)
+            for frame in place.sources
+        ]
+        centre = provenance.slice_centre(place.plane or place.source)
         nearest = None if centre is None else self.reference.nearest(centre)
         if nearest is not None:
             sources.append(self.reference.reference(nearest, provenance.STRUCTURAL_IMAGE))
@@ -185,7 +167,8 @@ class _Series:
         put(instance, "SourceImageSequence", sources)
 
 
-def _scale(source: LoadedSeries, corrected: Array, header: Dataset) -> Scale:
+def scale_of(source: LoadedSeries, corrected: Array, header: Dataset) -> Scale:
+    """How the corrected values are stored: as the source's, where all of its slices agree."""
     scales = [
         (frame.slope, frame.intercept) for volume in source.arrangement.volumes for frame in volume.frames
     ]
@@ -193,19 +176,21 @@ def _scale(source: LoadedSeries, corrected: Array, header: Dataset) -> Scale:
     return pixels.scale_for(source.voxels, corrected, scales, int(header.get("BitsStored", 16)), signed)
 
 
-def _image_elements(header: Dataset, frame: FrameFacts, vendor: Vendor, scale: Scale) -> Elements:
-    """What the source says of one slice: its own file, or the functional groups of its frame."""
-    elements = template.public_elements(header)
-    elements.update(template.private_elements(header, vendor, scale.as_source))
-    rescale: Mapping[int, template.Element] = {}
-    if frame.frame is not None:
-        elements.update(functional_groups.classic_elements(header, frame.frame))
-        rescale = functional_groups.rescale_elements(header, frame.frame)
-    else:
-        rescale = template.rescale_elements(header)
-    if not scale.trivial:
-        elements.update(rescale if scale.as_source and rescale else _rescale(scale))
-    return elements
+def _of_frame(header: Dataset, frame: FrameFacts) -> Elements:
+    """What the functional groups say of a frame; nothing for a classic image."""
+    return {} if frame.frame is None else functional_groups.classic_elements(header, frame.frame)
+
+
+def _rescale_of(header: Dataset, frame: FrameFacts) -> Elements:
+    if frame.frame is None:
+        return template.rescale_elements(header)
+    return functional_groups.rescale_elements(header, frame.frame)
+
+
+def _plane_elements(header: Dataset, plane: FrameFacts) -> Elements:
+    """The Image Plane attributes of the reference's slice, as their text stands."""
+    elements = template.public_elements(header) | _of_frame(header, plane)
+    return {tag: element for tag, element in elements.items() if tag in template.IMAGE_PLANE}
 
 
 def _rescale(scale: Scale) -> Elements:
@@ -216,9 +201,9 @@ def _rescale(scale: Scale) -> Elements:
     return {element.tag: element for element in dataset}
 
 
-def _put_image_type(instance: Dataset, volume: VolumeFacts) -> None:
-    kind = TRACE if _is_trace(volume) else "DIFFUSION"
-    put(instance, "ImageType", ["DERIVED", "SECONDARY", "OTHER", kind, OWN_IMAGE_TYPE])
+def image_type_of(volume: VolumeFacts) -> tuple[str, ...]:
+    """ImageType of the images of a corrected volume."""
+    return ("DERIVED", "SECONDARY", "OTHER", TRACE if _is_trace(volume) else "DIFFUSION", OWN_IMAGE_TYPE)
 
 
 def _is_trace(volume: VolumeFacts) -> bool:
@@ -242,7 +227,7 @@ def _put_place(instance: Dataset, frame: FrameFacts) -> None:
             put(instance, "SliceLocation", format_number_as_ds(location))
 
 
-def _put_diffusion(instance: Dataset, volume: VolumeFacts, vendor: Vendor) -> None:
+def put_diffusion(instance: Dataset, volume: VolumeFacts, vendor: Vendor) -> None:
     """b always; a direction only where the reader has validated one (DICOM.md §6.5)."""
     b_value = float(volume.b_value or 0.0)
     put(instance, "DiffusionBValue", b_value)
@@ -276,13 +261,13 @@ def _supply_missing(instance: Dataset) -> None:
             instance[tag] = DataElement(tag, dictionary_VR(tag), "")
 
 
-def _put_window(instance: Dataset, window: tuple[float, float]) -> None:
+def put_window(instance: Dataset, window: tuple[float, float]) -> None:
     centre, width = window
     put(instance, "WindowCenter", format_number_as_ds(centre))
     put(instance, "WindowWidth", format_number_as_ds(width))
 
 
-def _put_pixels(instance: Dataset, stored: Stored, scale: Scale) -> None:
+def put_pixels(instance: Dataset, stored: Stored, scale: Scale) -> None:
     rows, columns = stored.shape
     for keyword, value in (
         ("Rows", rows),

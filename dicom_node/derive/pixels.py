@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dicom_node.derive.shells import Shell
+
 Array = npt.NDArray[np.float32]
 Stored = npt.NDArray[np.integer[Any]]
 
 COMMON_SCALE_MAX = 32767  # stored value of the series' maximum where the source's slices differ in scale
 WINDOW_PERCENTILES = (1.0, 99.5)
 WINDOW_SAMPLES = 2_000_000  # voxels that a window is measured on; more do not move a percentile
-SHELL_MM2_S = 50.0  # b-values nearer than half of this share one window
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +100,17 @@ def _rounded_up(value: float, digits: int = 6) -> float:
     return float(f"{math.ceil(value / step) * step:.{digits - 1}e}")
 
 
-def windows(corrected: Array, b_values: Sequence[float]) -> list[tuple[float, float]]:
+def windows(corrected: Array, shells: Sequence[Shell]) -> dict[int, tuple[float, float]]:
     """Window centre and width of each volume, in real-world units; volumes of one shell share theirs.
 
     corrected: (V, Z, Y, X). A window of its own for each b-value, because b = 0 is many times brighter.
     """
-    shells = [round(b / SHELL_MM2_S) for b in b_values]
-    of_shell: dict[int, tuple[float, float]] = {}
-    for shell in set(shells):
-        members = [v for v, other in enumerate(shells) if other == shell]
-        stride = max(1, math.ceil(len(members) * corrected[0].size / WINDOW_SAMPLES))
-        sample = np.concatenate([corrected[v].ravel()[::stride] for v in members])
+    found: dict[int, tuple[float, float]] = {}
+    for shell in shells:
+        stride = max(1, math.ceil(len(shell.volumes) * corrected[0].size / WINDOW_SAMPLES))
+        sample = np.concatenate([corrected[v].ravel()[::stride] for v in shell.volumes])
         low, high = np.nanpercentile(sample, WINDOW_PERCENTILES)
         width = max(1.0, round(float(high - low), 2))
-        of_shell[shell] = (round(float(low) + width / 2.0, 2), width)
-    return [of_shell[shell] for shell in shells]
+        window = (round(float(low) + width / 2.0, 2), width)
+        found.update(dict.fromkeys(shell.volumes, window))
+    return found

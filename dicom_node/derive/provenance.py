@@ -18,6 +18,7 @@ from highdicom.sr import CodedConcept
 from pydicom import Dataset
 
 from dicom_node.derive.instance_file import put, put_given
+from dicom_node.derive.policy import OutputGrid
 from dicom_node.headers import FrameFacts, InstanceFacts
 from dicom_node.headers.scan import PRODUCT
 from rules.facts import SeriesFacts
@@ -32,6 +33,7 @@ QUALITY = {"pass": "PASS", "review": "WARN", "reject": "FAIL"}
 PROCESSING_EQUIPMENT = CodedConcept("109102", "DCM", "Processing Equipment")
 SPATIAL_RESAMPLING = CodedConcept("113085", "DCM", "Spatial resampling")
 DEFORMED = CodedConcept("125027", "DCM", "Deformed for Registration")
+DIFFUSION_ANALYSIS = CodedConcept("129105", "DCM", "Diffusion image analysis")
 SOURCE_IMAGE = CodedConcept("121322", "DCM", "Source image for image processing operation")
 STRUCTURAL_IMAGE = CodedConcept("128250", "DCM", "Structural image for image processing")
 ANATOMIC_IMAGE = CodedConcept("121338", "DCM", "Anatomic image")
@@ -73,8 +75,11 @@ def uid_of(text: str) -> str:
     return f"2.25.{uuid.uuid5(NAMESPACE, text).int}"
 
 
-def series_uid(source_uid: str, source_sops: Iterable[str], provenance: Provenance) -> str:
-    """SeriesInstanceUID of the derived series: new when an input, the program or a setting is new."""
+def series_uid(source_uid: str, source_sops: Iterable[str], provenance: Provenance, part: str = "") -> str:
+    """SeriesInstanceUID of the derived series: new when an input, the program or a setting is new.
+
+    part: which of several series of one correction; empty where all b-values are in one.
+    """
     inputs = hashlib.sha256()
     for sops in (source_sops, (instance.sop_instance_uid for instance in provenance.reference)):
         for sop in sorted(set(sops)):
@@ -88,30 +93,41 @@ def series_uid(source_uid: str, source_sops: Iterable[str], provenance: Provenan
         provenance.version,
         provenance.settings_digest,
         inputs.hexdigest(),
+        *((part,) if part else ()),
     )
     return uid_of("|".join(parts))
 
 
-def instance_uid(new_series_uid: str, frame: FrameFacts) -> str:
-    """SOPInstanceUID of the derived slice that takes the place of `frame`."""
-    index = frame.frame if frame.frame is not None else frame.tile or 0
-    return uid_of(f"sop|{new_series_uid}|{frame.sop_instance_uid}|{index}")
+def instance_uid(new_series_uid: str, key: str) -> str:
+    """SOPInstanceUID of the derived object that `key` tells apart in its series."""
+    return uid_of(f"sop|{new_series_uid}|{key}")
 
 
-def frame_of_reference(dwi: SeriesFacts, provenance: Provenance) -> str:
+def frame_of_reference(dwi: SeriesFacts, provenance: Provenance, grid: OutputGrid) -> str:
     """FrameOfReferenceUID of the output.
 
     A correction along the phase-encode axis leaves the anatomy in the DWI's frame; a free 3-D one takes over
-    whatever rigid offset there is, so the anatomy then agrees with the reference's frame.
+    whatever rigid offset there is, so the anatomy then agrees with the reference's frame. Images on the
+    reference's grid have its coordinates, so its frame.
     """
-    own, other = dwi.frame_of_reference_uid, provenance.reference_facts.frame_of_reference_uid
-    if provenance.free and other:
+    own, other = source_frame_of_reference(dwi), provenance.reference_facts.frame_of_reference_uid
+    if (provenance.free or grid is OutputGrid.REFERENCE) and other:
         return other
-    return own or uid_of(f"frame|{dwi.series_uid}")
+    return own
 
 
-def derivation_description(dwi: SeriesFacts, provenance: Provenance, clipped: int) -> str:
-    """DerivationDescription: product token first, at most 1024 characters of ASCII."""
+def source_frame_of_reference(dwi: SeriesFacts) -> str:
+    """FrameOfReferenceUID of the distorted images; ours, where the scanner gave none."""
+    return dwi.frame_of_reference_uid or uid_of(f"frame|{dwi.series_uid}")
+
+
+def derivation_description(
+    dwi: SeriesFacts, provenance: Provenance, grid: OutputGrid, clipped: int, computed: str = ""
+) -> str:
+    """DerivationDescription: product token first, at most 1024 characters of ASCII.
+
+    computed: what was made of the corrected images; empty where it is these themselves.
+    """
     reference = provenance.reference_facts
     parts = [
         f"{PRODUCT} {provenance.version}: EPI susceptibility distortion corrected to {provenance.contrast} "
@@ -119,8 +135,13 @@ def derivation_description(dwi: SeriesFacts, provenance: Provenance, clipped: in
         "free 3-D deformation" if provenance.free else f"along phase-encode axis {provenance.phase_axis}",
         f"Jacobian modulation {'yes' if provenance.modulated else 'no'}",
     ]
+    if computed:
+        parts.append(computed)
+    if grid is OutputGrid.REFERENCE:
+        parts.append("resampled on the voxels of the reference")
     if dwi.frame_of_reference_uid != reference.frame_of_reference_uid:
-        parts.append(f"frame of reference of the {'reference' if provenance.free else 'diffusion series'}")
+        moved = frame_of_reference(dwi, provenance, grid) == reference.frame_of_reference_uid
+        parts.append(f"frame of reference of the {'reference' if moved else 'diffusion series'}")
     if clipped:
         parts.append(f"{clipped} voxels clipped")
     if provenance.figures:
@@ -146,13 +167,13 @@ def _ascii(text: str, limit: int) -> str:
     return text.encode("ascii", "replace").decode().replace("\\", "/")[:limit]
 
 
-def equipment(provenance: Provenance, now: datetime) -> Dataset:
+def equipment(version: str, now: datetime) -> Dataset:
     """Our item of ContributingEquipmentSequence."""
     return ContributingEquipment(
         PRODUCT,
         PROCESSING_EQUIPMENT,
         manufacturer_model_name=PRODUCT,
-        software_versions=provenance.version,
+        software_versions=version,
         contribution_datetime=now.strftime("%Y%m%d%H%M%S.%f"),
         contribution_description="Correction of EPI susceptibility distortion",
     )

@@ -5,10 +5,13 @@ Encoded once into raw elements, so that writing a slice does not encode patient,
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from itertools import count
 
 import pydicom
+from highdicom.sr import CodedConcept
 from pydicom import DataElement, Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
@@ -17,6 +20,7 @@ from pydicom.tag import Tag
 
 from dicom_node.derive import provenance, template
 from dicom_node.derive.instance_file import put, put_given
+from dicom_node.derive.policy import DerivePolicy, OutputGrid
 from dicom_node.derive.provenance import Provenance
 from rules.facts import SeriesFacts
 
@@ -27,19 +31,26 @@ QC_MARK = {"pass": "", "review": " QC!", "reject": " QC FAIL"}
 
 
 @dataclass(frozen=True, slots=True)
-class DerivePolicy:
-    """How the derived series is labelled. series_number_offset None: SeriesNumber is source × 100 + 90."""
+class SeriesLabel:
+    """How one of the derived series is called.
 
-    description_suffix: str = " DISTCORR"
-    series_number_offset: int | None = None
+    ending: of its description, after the source's. computed: what was made of the corrected images, with the
+    code of that; empty where it is these themselves.
+    """
+
+    uid: str
+    number: int
+    ending: str
+    computed: str = ""
+    codes: tuple[CodedConcept, ...] = ()
 
 
 def series_header(
     first: Dataset,
     facts: SeriesFacts,
     made_by: Provenance,
-    policy: DerivePolicy,
-    series_uid: str,
+    grid: OutputGrid,
+    label: SeriesLabel,
     clipped: int,
     now: datetime,
 ) -> Dataset:
@@ -48,27 +59,29 @@ def series_header(
     first: header of the first source slice. facts: of the source series. clipped: voxels that the pixel
     description could not hold. now: of processing; where it knows its time zone it is put on the scanner's.
     """
-    now = _local(now, first)
+    now = local_time(now, first)
     elements = Dataset()
     for tag, element in template.public_elements(first).items():
         if template.belongs_to_series(tag):
             elements[tag] = element
     if not str(elements.get("Laterality") or "").strip():
         elements.pop(Tag("Laterality"), None)  # 2C: an empty one is wrong beside an unpaired body part
-    put(elements, "SeriesInstanceUID", series_uid)
-    put(elements, "SeriesNumber", _series_number(facts.series_number, policy, made_by.taken_numbers))
-    description = _series_description(first, policy.description_suffix + QC_MARK[made_by.verdict])
+    put(elements, "SeriesInstanceUID", label.uid)
+    put(elements, "SeriesNumber", label.number)
+    description = series_description(first, label.ending + QC_MARK[made_by.verdict])
     elements[description.tag] = description
-    put_given(elements, "FrameOfReferenceUID", provenance.frame_of_reference(facts, made_by))
+    put_given(elements, "FrameOfReferenceUID", provenance.frame_of_reference(facts, made_by, grid))
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
     for occasion in ("Series", "Content", "InstanceCreation"):
         put(elements, f"{occasion}Date", date)
         put(elements, f"{occasion}Time", time)
-    put(elements, "DerivationDescription", provenance.derivation_description(facts, made_by, clipped))
-    put(elements, "DerivationCodeSequence", [provenance.SPATIAL_RESAMPLING, provenance.DEFORMED])
+    derivation = provenance.derivation_description(facts, made_by, grid, clipped, label.computed)
+    put(elements, "DerivationDescription", derivation)
+    codes = [provenance.SPATIAL_RESAMPLING, provenance.DEFORMED, *label.codes]
+    put(elements, "DerivationCodeSequence", codes)
     put(elements, "RelatedSeriesSequence", provenance.related_series(facts, made_by))
     earlier = list(first.get("ContributingEquipmentSequence") or [])
-    put(elements, "ContributingEquipmentSequence", [*earlier, provenance.equipment(made_by, now)])
+    put(elements, "ContributingEquipmentSequence", [*earlier, provenance.equipment(made_by.version, now)])
     put(elements, "ImageComments", provenance.image_comments(facts, made_by))
     put(elements, "BurnedInAnnotation", "NO")
     elements.set_original_encoding(False, True, first.original_character_set)
@@ -84,7 +97,7 @@ def _encoded(elements: Dataset) -> Dataset:
     return read_dataset(buffer, is_implicit_VR=False, is_little_endian=True)
 
 
-def _local(now: datetime, header: Dataset) -> datetime:
+def local_time(now: datetime, header: Dataset) -> datetime:
     """`now` on the clock of the scanner: DA and TM are in TimezoneOffsetFromUTC, or else local time."""
     if now.tzinfo is None:
         return now
@@ -95,8 +108,8 @@ def _local(now: datetime, header: Dataset) -> datetime:
     return now.astimezone()
 
 
-def _series_number(source: int | None, policy: DerivePolicy, taken: frozenset[int]) -> int:
-    """A free number just behind the source's."""
+def series_numbers(source: int | None, policy: DerivePolicy, taken: Collection[int]) -> Iterator[int]:
+    """The free numbers just behind the source's, one after the other."""
     number = source or 0
     if policy.series_number_offset is not None:
         wanted = number + policy.series_number_offset
@@ -104,12 +117,10 @@ def _series_number(source: int | None, policy: DerivePolicy, taken: frozenset[in
         wanted = number * SERIES_NUMBER_SCALE + SERIES_NUMBER_STEP
     if not 0 < number <= SERIES_NUMBER_LIMIT:
         wanted = 9000 + number % 1000
-    while wanted in taken:
-        wanted += 1
-    return wanted
+    return (free for free in count(wanted) if free not in taken)
 
 
-def _series_description(first: Dataset, suffix: str) -> template.Element:
+def series_description(first: Dataset, suffix: str) -> template.Element:
     """The source's description with `suffix`; its bytes are kept unless it has to be shortened.
 
     Shortened by characters on the decoded text: cutting bytes would break a multi-byte character.

@@ -59,6 +59,18 @@ SERIES_TAGS = _tags(
     """
 )
 
+# Of these, what is told in every object of the study, whatever it is.
+STUDY_GROUPS = frozenset((0x0010, 0x0012, 0x0038))
+STUDY_TAGS = _tags(
+    """
+    SpecificCharacterSet TimezoneOffsetFromUTC StudyInstanceUID StudyID StudyDate StudyTime AccessionNumber
+    StudyDescription IssuerOfAccessionNumberSequence ProcedureCodeSequence ReferencedStudySequence
+    ReferringPhysicianName ReferringPhysicianIdentificationSequence ConsultingPhysicianName
+    PhysiciansOfRecord PhysiciansOfRecordIdentificationSequence NameOfPhysiciansReadingStudy
+    PhysiciansReadingStudyIdentificationSequence RequestingService AdmittingDiagnosesDescription
+    """
+)
+
 # About the source's own pixels, identity or references: replaced by ours or no longer true.
 NEVER_GROUPS = frozenset((0x0002, 0x0004, 0x4FFE, 0x5200, 0x7FE0, 0xFFFA, 0xFFFC))
 NEVER_TAGS = _tags(
@@ -80,6 +92,19 @@ NEVER_TAGS = _tags(
     """
 )
 
+IMAGE_PLANE = _tags(
+    """
+    PixelSpacing ImageOrientationPatient ImagePositionPatient
+    SliceThickness SpacingBetweenSlices SliceLocation
+    """
+)
+# What describes the source's sampling: untrue of images on another grid.
+OF_THE_SAMPLING = IMAGE_PLANE | _tags(
+    """
+    AcquisitionMatrix InPlanePhaseEncodingDirection PercentSampling PercentPhaseFieldOfView
+    NumberOfPhaseEncodingSteps PixelBandwidth ReconstructionDiameter
+    """
+)
 RESCALE_TAGS = _tags("RescaleSlope RescaleIntercept RescaleType")
 
 # Private elements by creator: (group, element within the creator's block). Older workstations read b-values,
@@ -94,6 +119,16 @@ WHITE_LIST: dict[str, frozenset[tuple[int, int]]] = {
     "Philips MR Imaging DD 001": frozenset((0x2005, e) for e in (0xB0, 0xB1, 0xB2)),
     "Philips MR Imaging DD 005": frozenset((0x2005, e) for e in (0x13,)),
     "Image Private Header": frozenset((0x0065, e) for e in (0x09, 0x37)),
+}
+# Of the white list, what is told in rows, columns and pixels of the source: vectors in the image frame (GE,
+# UIH), bandwidths and shifts per pixel.
+IN_SOURCE_PIXELS: dict[str, frozenset[tuple[int, int]]] = {
+    "SIEMENS MR HEADER": frozenset(((0x0019, 0x28),)),
+    "SIEMENS MR SDI 02": frozenset((0x0021, e) for e in (0x1C, 0x53)),
+    "GEMS_PARM_01": frozenset(((0x0043, 0x2C),)),
+    "GEMS_ACQU_01": frozenset((0x0019, e) for e in (0xBB, 0xBC, 0xBD)),
+    "Philips Imaging DD 001": frozenset(((0x2001, 0x22),)),
+    "Image Private Header": frozenset(((0x0065, 0x37),)),
 }
 CREATOR_PREFIX = {
     Vendor.SIEMENS: "SIEMENS",
@@ -170,7 +205,14 @@ def belongs_to_series(tag: BaseTag) -> bool:
     return tag.group in SERIES_GROUPS or tag in SERIES_TAGS
 
 
-def private_elements(header: Dataset, vendor: Vendor, scale_is_kept: bool) -> Elements:
+def belongs_to_study(tag: BaseTag) -> bool:
+    """Whether an element must be the same in every object of the study."""
+    return tag.group in STUDY_GROUPS or tag in STUDY_TAGS
+
+
+def private_elements(
+    header: Dataset, vendor: Vendor, scale_is_kept: bool, grid_is_kept: bool = True
+) -> Elements:
     """The white-listed private elements of a data set with their creators, in the blocks where they lie.
 
     Where a PACS has removed every creator of a group, the vendor's first block is taken and gets its creator
@@ -181,6 +223,10 @@ def private_elements(header: Dataset, vendor: Vendor, scale_is_kept: bool) -> El
     for creator, wanted in WHITE_LIST.items():
         if scale_is_kept:
             wanted |= SCALE_LIST.get(creator, frozenset())
+        if not grid_is_kept:
+            wanted -= IN_SOURCE_PIXELS.get(creator, frozenset())
+        if not wanted:
+            continue
         group = next(iter(wanted))[0]
         if group in present:
             blocks = _blocks(header, group, creator)

@@ -6,34 +6,12 @@ from datetime import UTC, datetime
 
 import pydicom
 import pytest
-from derived_series import (
-    Bench,
-    made_by,
-    raw,
-)
+from derived_series import DESCRIPTIONS, NAMES, Bench, made_by, put_raw, raw
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement
-from pydicom.tag import Tag
 
 from dicom_node.derive import DerivePolicy, derive
 
 BenchOf = Callable[[Callable[[Dataset, int], None]], Bench]
-
-NAMES = {
-    "ISO 2022 IR 87": (b"ISO 2022 IR 6\\ISO 2022 IR 87", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B="),
-    "GB18030": (b"GB18030", "Wang^XiaoDong=王^小东=".encode("gb18030")),
-    "UTF-8": (b"ISO_IR 192", "Núñez^José=Δ^Ж=".encode()),
-    "Latin-1": (b"ISO_IR 100", "Müller^Jürgen".encode("latin-1")),
-    "undeclared": (None, "Müller^Jürgen".encode("latin-1")),
-}
-DESCRIPTIONS = {
-    "ISO 2022 IR 87": b"DWI \x1b$B3H;6\x1b(B",
-    "GB18030": "DWI 弥散加权成像".encode("gb18030"),
-    "UTF-8": "DWI диффузия".encode(),
-    "Latin-1": "DWI Schädel".encode("latin-1"),
-    "undeclared": "DWI Schädel".encode("latin-1"),
-}
 
 
 @pytest.mark.parametrize(
@@ -87,19 +65,10 @@ def test_processing_times_are_told_on_the_scanner_clock(bench_of: BenchOf) -> No
         datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC),
     )
 
-    instance = pydicom.dcmread(files[0])
+    instance = pydicom.dcmread(files[0].path)
     assert (instance.SeriesDate, instance.SeriesTime) == ("20260202", "223506.000000")
     assert (instance.ContentDate, instance.InstanceCreationTime) == ("20260202", "223506.000000")
     assert instance.AcquisitionTime == "100800"
-
-
-def put_raw(dataset: Dataset, keyword: str, vr: str, value: bytes | None) -> None:
-    """Set the bytes of an element, whatever the data set thinks of them."""
-    tag = Tag(tag_for_keyword(keyword))
-    dataset.pop(tag, None)
-    if value is not None:
-        value += b" " * (len(value) % 2)
-        dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
 
 
 def in_script(script: str, description: bytes) -> Callable[[Dataset, int], None]:
@@ -130,13 +99,25 @@ def test_names_in_any_character_set_keep_their_bytes(script: str, bench_of: Benc
         assert raw(instance, "SeriesDescription").rstrip(b" ") == DESCRIPTIONS[script] + b" DISTCORR"
 
 
+KOREAN = "\x1b$)C"  # designates KS X 1001, which Python's codec does not write
+CODECS = {
+    "ISO 2022 IR 87": "iso2022_jp",
+    "ISO 2022 IR 149": "euc_kr",
+    "GB18030": "gb18030",
+    "UTF-8": "utf-8",
+}
+
+
 @pytest.mark.filterwarnings("ignore:The value length")  # of the source's, with its padding
 @pytest.mark.parametrize("script", [script for script in NAMES if script != "undeclared"])
 def test_a_long_description_is_cut_by_characters_and_keeps_its_suffix(script: str, bench_of: BenchOf) -> None:
-    codec = {"ISO 2022 IR 87": "iso2022_jp", "GB18030": "gb18030", "UTF-8": "utf-8"}.get(script, "latin-1")
-    last = DESCRIPTIONS[script].decode(codec)[4:]
+    codec = CODECS.get(script, "latin-1")
+    last = DESCRIPTIONS[script].decode(codec)[4:].removeprefix(KOREAN)
     long = ("DWI " + last * 40)[:64]
-    bench = bench_of(in_script(script, long.encode(codec)))
+    encoded = long.encode(codec)
+    if script == "ISO 2022 IR 149":
+        encoded = encoded.replace(b"DWI ", b"DWI " + KOREAN.encode())
+    bench = bench_of(in_script(script, encoded))
 
     descriptions = {instance.SeriesDescription for instance in bench.derive()}
 

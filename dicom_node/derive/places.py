@@ -1,0 +1,76 @@
+"""Where the slices of an output volume lie, and which source slices they come from (DICOM.md §6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+
+from dicom_node.derive.provenance import Point, slice_centre
+from dicom_node.headers import FrameFacts, GeometryProblem, VolumeFacts
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One output slice.
+
+    source: the slice whose header it takes. plane: the reference's slice in whose plane it lies; None: its
+    source's own. sources: every slice that its pixels come from. key: what tells it apart in its series.
+    """
+
+    source: FrameFacts
+    plane: FrameFacts | None
+    sources: tuple[FrameFacts, ...]
+    key: str
+
+
+def source_key(frame: FrameFacts) -> str:
+    """A source slice by its instance, and its frame or tile in that."""
+    index = frame.frame if frame.frame is not None else frame.tile or 0
+    return f"{frame.sop_instance_uid}|{index}"
+
+
+def own_places(volume: VolumeFacts) -> list[Place]:
+    """On the diffusion series' own grid: a slice for each of its slices."""
+    return [Place(frame, None, (frame,), source_key(frame)) for frame in volume.frames]
+
+
+def reference_places(volume: VolumeFacts, stack: Sequence[FrameFacts]) -> list[Place]:
+    """On the grid of the reference: a slice for each slice of `stack`, with the source slices that it cuts.
+
+    Raises GeometryProblem when a slice has no position.
+    """
+    first = source_key(volume.frames[0])
+    normal = np.asarray(_placed(volume.frames[0].normal))
+    depths = np.asarray([normal @ _placed(slice_centre(frame)) for frame in volume.frames])
+    places = []
+    for plane in stack:
+        at = np.asarray([normal @ corner for corner in _corners(plane)])
+        nearest = int(np.argmin(np.abs(depths - normal @ _placed(slice_centre(plane)))))
+        step = float(np.diff(depths).mean()) if len(depths) > 1 else 0.0
+        cut = np.flatnonzero((depths > at.min() - step) & (depths < at.max() + step))
+        sources = [volume.frames[index] for index in cut if index != nearest]
+        source = volume.frames[nearest]
+        places.append(Place(source, plane, (source, *sources), f"{first}|onto|{source_key(plane)}"))
+    return places
+
+
+def _corners(frame: FrameFacts) -> list[Point]:
+    """Patient LPS points of the centres of a slice's corner voxels."""
+    origin, row, column = (np.asarray(_placed(v)) for v in (frame.position_mm, frame.row, frame.column))
+    row_spacing, column_spacing = _placed(frame.spacing_mm)
+    return [
+        origin + i * column_spacing * row + j * row_spacing * column
+        for i, j in product((0, frame.columns - 1), (0, frame.rows - 1))
+    ]
+
+
+def _placed(value: Value | None) -> Value:
+    if value is None:
+        raise GeometryProblem("A slice has no position, so that nothing can be put on its plane.")
+    return value
