@@ -42,7 +42,6 @@ from dicom_node.config_values import (
     Port,
     Size,
     existing,
-    only_yet,
     write,
 )
 from rules import site
@@ -127,7 +126,7 @@ class Destination(Section):
     host: Host = Field(examples=["pacs.example.org"])
     port: Port = Field(examples=[104])
     tls: ClientTls | None = None
-    storage_commitment: Annotated[bool, only_yet(False)] = False
+    storage_commitment: bool = False
     commitment_timeout_s: Annotated[float, Field(gt=0)] = 86400.0
 
 
@@ -183,7 +182,15 @@ class CorrectionSettings(Section):
     """How the distortion is estimated, on what, and what happens to a poor result."""
 
     method: Literal["clinical", "paper"] = "clinical"
-    matcher: Literal["none", "auto", "xfeat-lighterglue", "disk-lightglue", "mind-blocks"] = "none"
+    matcher: Literal[
+        "none",
+        "auto",
+        "xfeat-lighterglue",
+        "disk-lightglue",
+        "minima-loftr",
+        "minima-lightglue",
+        "mind-blocks",
+    ] = "auto"
     weights_dir: FilePath | None = None
     device: Annotated[
         str,
@@ -225,10 +232,11 @@ class CorrectionSettings(Section):
 class Companions(Section):
     """What is sent beside the corrected series."""
 
-    qc: Annotated[bool, only_yet(False)] = False
-    registration: Annotated[bool, only_yet(False)] = False
-    adc: Annotated[bool, only_yet(False)] = False
-    quality_record: Annotated[bool, only_yet(False)] = False
+    qc: bool = False
+    registration: bool = False
+    adc: bool = False
+    quality_record: bool = False
+    notice: Annotated[str, Field(min_length=1, max_length=64)] = "DERIVED: not for primary diagnosis"
 
 
 class DeriveSettings(Section):
@@ -236,8 +244,8 @@ class DeriveSettings(Section):
 
     description_suffix: Annotated[str, Field(max_length=32)] = " DISTCORR"
     series_number_offset: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    grid: Annotated[Literal["dwi", "reference"], only_yet("dwi")] = "dwi"
-    one_series_per_b_value: Annotated[bool, only_yet(False)] = False
+    grid: Literal["dwi", "reference"] = "dwi"
+    one_series_per_b_value: bool = False
     companions: Companions = Companions()
 
     @field_validator("description_suffix")

@@ -50,6 +50,9 @@ def figures(correction: Correction) -> dict[str, Any]:
             "found": correction.landmarks.found,
             "kept": correction.landmarks.count,
             "dropped": dict(correction.landmarks.dropped),
+            "trust": correction.landmarks.trust,
+            "common_error_mm": correction.landmarks.common_error_mm,
+            "weights_sha256": dict(correction.landmarks.weight_files),
         },
         "displacement_mm": {
             "rms": float(np.sqrt(np.mean(shift**2))) if shift.size else 0.0,
@@ -104,8 +107,13 @@ def write_report(out: Path, document: Mapping[str, Any]) -> None:
     (out / "report.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def write_picture(out: Path, correction: Correction, before: Volume, document: Mapping[str, Any]) -> None:
-    """qc.png: edges of the reference over the b = 0 before and after, with verdict and millimetres."""
+def write_picture(
+    out: Path, correction: Correction, before: Volume, document: Mapping[str, Any], notice: str
+) -> None:
+    """qc.png: edges of the reference over the b = 0 before and after, with verdict and millimetres.
+
+    notice: what stands above it all. No patient data: the picture goes into the archive as it is.
+    """
     shift = document["displacement_mm"]
     verdict = document["verdict"]
     images = QcImages(
@@ -118,10 +126,12 @@ def write_picture(out: Path, correction: Correction, before: Volume, document: M
     write_qc(
         out / "qc.png",
         images,
-        title=f"Edges of the anatomical series over the EPI b = 0   ·   verdict: {verdict['level']}",
+        title=(
+            f"{notice}\nEdges of the anatomical series over the EPI b = 0   ·   verdict: {verdict['level']}"
+        ),
         footnote=(
             f"displacement: typical {shift['rms']:.1f} mm, largest {shift['max']:.1f} mm   ·   "
-            f"dicom-node {__version__}, {document['method']}   ·   not for primary diagnosis"
+            f"dicom-node {__version__}, {document['method']}"
         ),
     )
 

@@ -319,21 +319,6 @@ def test_tls_needs_whom_to_trust_and_both_halves_of_a_pair(tmp_path: Path) -> No
         ClientTls(ca=tmp_path / "absent.crt")
 
 
-@pytest.mark.parametrize(
-    "variable",
-    [
-        "DESTINATIONS__PACS__STORAGE_COMMITMENT=true",
-        "DERIVE__GRID=reference",
-        "DERIVE__ONE_SERIES_PER_B_VALUE=yes",
-        "DERIVE__COMPANIONS__QC=on",
-    ],
-)
-def test_what_is_not_built_yet_is_refused_and_never_quietly_ignored(file: Path, variable: str) -> None:
-    name, _, value = variable.partition("=")
-    (told,) = mistakes(file, SHORT, **{name: value})
-    assert told.endswith("is not in this version yet; leave it out")
-
-
 # ------------------------------------------------------------------ files that are none
 
 

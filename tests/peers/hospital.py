@@ -94,7 +94,7 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60) as http:
-            _wait(lambda: http.get("/system").status_code == 200, 60, "Orthanc did not start")
+            until(lambda: http.get("/system").status_code == 200, 60, "Orthanc did not start")
             yield Orthanc(http, dicom_port)
     finally:
         process.terminate()
@@ -129,7 +129,7 @@ class RunningNode:
                 and all(job["state"] in ENDS for job in jobs)
             )
 
-        _wait(settled, limit_s, "the node did not settle")
+        until(settled, limit_s, "the node did not settle")
         return self.jobs()
 
 
@@ -169,7 +169,7 @@ web: {{port: {web_port}}}
                     raise AssertionError((folder / "serve.log").read_text())
                 return http.get("/health").json()["checks"]["workers"] == "ok"
 
-            _wait(up, 120, "the node did not start")
+            until(up, 120, "the node did not start")
             yield RunningNode(config, port, http)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -210,7 +210,8 @@ def dcm2niix(folder: Path, out: Path) -> dict[int, tuple[dict[str, Any], tuple[f
     return found
 
 
-def _wait(condition: Any, limit_s: float, what: str) -> None:
+def until(condition: Any, limit_s: float, what: str) -> None:
+    """Wait until `condition()` holds; `what` is said when it does not in time."""
     end = time.monotonic() + limit_s
     while True:
         try:

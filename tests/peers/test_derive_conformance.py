@@ -19,7 +19,10 @@ import numpy.typing as npt
 import pydicom
 import pytest
 from derived_series import Bench, instances_of, load_files, write_study
+from finished_correction import ALL, finished
 
+from dicom_node.companions import write_companions
+from dicom_node.derive import DerivePolicy, OutputGrid
 from dicom_node.headers import FrameFacts
 
 pytestmark = pytest.mark.peers
@@ -177,6 +180,79 @@ def test_dcentvfy_finds_one_patient_study_series_and_frame_of_reference(
     )
 
     assert result.stdout + result.stderr == ""
+
+
+# -- companions, and the other layouts of the derived series
+
+TOGETHER = DerivePolicy(companions=ALL)
+APART = DerivePolicy(grid=OutputGrid.REFERENCE, one_series_per_b_value=True, companions=ALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("siemens-xa30-enhanced", TOGETHER),
+        ("siemens-e11-mosaic", TOGETHER),
+        ("siemens-e11-mosaic", APART),
+        ("prostatex-0000-trace", APART),
+        ("ge", TOGETHER),
+        ("canon-classic", TOGETHER),
+        ("uih", TOGETHER),
+    ],
+)
+def test_companions_of_every_vendor_are_without_error_and_of_one_patient_and_study(
+    name: str, policy: DerivePolicy, data_set: Callable[[str], Path], tmp_path: Path
+) -> None:
+    case = CASES[name]
+    source = _copied(next(data_set(case.data).glob(case.dwi)), tmp_path / "source", case.keep)
+    reference = instances_of(next(data_set(case.data).glob(case.reference)).rglob("*"))
+    done = finished(load_files(source.iterdir()), reference, tmp_path / "derived", policy)
+    made = write_companions(done, tmp_path / "derived")
+
+    known = _complaints(done.source.arrangement.volumes[0].frames[0].path, "Error")
+    assert len({one.sop_class_uid for one in made}) == 4
+    for one in (done.written[0], done.written[-1], made[0], *made[-3:]):
+        errors = _complaints(one.path, "Error")
+        assert not [line for key, line in errors.items() if key not in known], one.sop_class_uid
+    tool = shutil.which("dcentvfy")
+    assert tool
+    sample = [one.path for one in (*done.written[:5], *done.written[-5:], *made)]
+    result = subprocess.run([tool, *sample], capture_output=True, text=True, errors="replace", check=False)
+    # AccessionNumber stands in RequestAttributesSequence of the images too; the tool takes both for one
+    told = (result.stdout + result.stderr).splitlines()
+    assert not [line for line in told if "Different information entities" not in line]
+
+
+def test_companions_of_the_phantom_study_give_no_warning_beyond_the_private_codes(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    reference = instances_of(study.reference_files)
+    done = finished(load_files(study.dwi_files), reference, tmp_path / "derived")
+
+    for one in write_companions(done, tmp_path / "derived"):
+        assert _complaints(one.path, "Error") == {}
+        unexpected = [
+            line
+            for line in _complaints(one.path, "Warning").values()
+            if "99DICOMNODE" not in line and "only permitted to be empty when actually unknown" not in line
+        ]
+        assert not unexpected
+
+
+def test_dsrdump_reads_the_quality_record(tmp_path: Path) -> None:
+    tool = shutil.which("dsrdump")
+    if tool is None:
+        pytest.skip("dsrdump is not installed (Debian package dcmtk)")
+    study = write_study(tmp_path)
+    reference = instances_of(study.reference_files)
+    done = finished(load_files(study.dwi_files), reference, tmp_path / "derived")
+    record = write_companions(done, tmp_path / "derived")[-1]
+
+    result = subprocess.run([tool, record.path], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0
+    assert not [line for line in result.stderr.splitlines() if not line.startswith("W: The VR checker")]
+    assert 'NUM:(,,"Displacement, root mean square")="1.23457" (mm' in result.stdout
+    assert '"Correction accepted"' in result.stdout
 
 
 # -- dcm2niix
