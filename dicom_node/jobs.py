@@ -10,6 +10,7 @@ from typing import Any
 from dicom_node.ledger import Ledger
 from dicom_node.records import Delivery, Event, Job, SeriesRow
 from dicom_node.states import JobState
+from dicom_node.withdrawal import Withdrawal, withdrawals_of
 
 PAGE = 100
 
@@ -20,9 +21,14 @@ def jobs_document(
     """A page of jobs; `next` is the `after` of the following page, or None."""
     jobs = ledger.jobs(states, after=after, limit=limit)
     return {
-        "jobs": [_job(job, ledger.deliveries(job.id)) for job in jobs],
+        "jobs": jobs_in_words(ledger, jobs),
         "next": jobs[-1].id if len(jobs) == limit else None,
     }
+
+
+def jobs_in_words(ledger: Ledger, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """These jobs with their deliveries."""
+    return [_job(job, ledger.deliveries(job.id)) for job in jobs]
 
 
 def job_document(ledger: Ledger, job_id: int) -> dict[str, Any]:
@@ -31,9 +37,10 @@ def job_document(ledger: Ledger, job_id: int) -> dict[str, Any]:
     return _job(job, ledger.deliveries(job.id)) | {
         "study_uid": job.study_uid,
         "revision": job.revision,
-        "choice": json.loads(job.choice) if job.choice else None,
+        "choice": _choice(job.choice) if job.choice else None,
         "figures": json.loads(job.figures) if job.figures else None,
         "output_series_uid": job.output_series_uid,
+        "withdrawals": [_withdrawal(one) for one in withdrawals_of(ledger, job.id)],
         "events": [_event(event) for event in ledger.events(f"job/{job.id}")],
     }
 
@@ -79,6 +86,24 @@ def _job(job: Job, deliveries: Iterable[Delivery]) -> dict[str, Any]:
             }
             for delivery in deliveries
         ],
+    }
+
+
+def _choice(choice: str) -> list[dict[str, Any]]:
+    """The candidates with their sentences; not their descriptions, into which some sites type names."""
+    told = ("series_uid", "series_number", "accepted", "why")
+    return [{key: candidate.get(key) for key in told} for candidate in json.loads(choice)]
+
+
+def _withdrawal(withdrawal: Withdrawal) -> dict[str, Any]:
+    return {
+        "destination": withdrawal.destination,
+        "state": withdrawal.state,
+        "attempts": withdrawal.attempts,
+        "next_attempt_at": _time(withdrawal.next_attempt_at),
+        "reason": {"code": withdrawal.reason_code, "text": withdrawal.reason_text}
+        if withdrawal.reason_code
+        else None,
     }
 
 
