@@ -27,23 +27,22 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> SmallNode:
     node.after(QUIET_S + 1)
     for verdict in ("pass", "reject"):
         (job_id,) = node.workers.running()
+        result = node.spool.result_dir(node.workers.tasks[job_id].name)
+        result.mkdir()
+        (result / "qc.png").write_bytes(b"\x89PNG picture")
         node.workers.end(job_id, outcome_of(node.workers.tasks[job_id], verdict))
         node.after(1)
         node.after(1)
-    job = next(job for job in node.jobs() if job.state is JobState.SENDING)
-    assert job.result
-    result = node.spool.result_dir(job.result)
-    result.mkdir()
-    (result / "qc.png").write_bytes(b"\x89PNG picture")
     return node
 
 
+HERE = "http://127.0.0.1:8080"
 HEALTHY: dict[str, Any] = {"status": "ok", "checks": {"listener": "ok"}}
 
 
 @pytest.fixture
 def client(node: SmallNode) -> Iterator[TestClient]:
-    with TestClient(create_app(node.ledger, node.spool, lambda: HEALTHY)) as client:
+    with TestClient(create_app(node.ledger, node.spool, lambda: HEALTHY), base_url=HERE) as client:
         yield client
 
 
@@ -53,7 +52,8 @@ def number_of(node: SmallNode, state: JobState) -> int:
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 200), ("degraded", 200), ("failing", 503)])
 def test_health_answers_by_status(node: SmallNode, status: str, code: int) -> None:
-    client = TestClient(create_app(node.ledger, node.spool, lambda: HEALTHY | {"status": status}))
+    app = create_app(node.ledger, node.spool, lambda: HEALTHY | {"status": status})
+    client = TestClient(app, base_url=HERE)
     answer = client.get("/health")
     assert answer.status_code == code
     assert answer.json() == {"status": status, "checks": {"listener": "ok"}}

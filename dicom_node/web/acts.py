@@ -1,0 +1,54 @@
+"""What a person can do to a job by the web, and which of it makes sense now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dicom_node import decisions
+from dicom_node.ledger import Ledger
+from dicom_node.states import JobState
+
+
+class Act(StrEnum):
+    """The verbs of the command line that decide about a job."""
+
+    RETRY = "retry"
+    RELEASE = "release"
+    WITHHOLD = "withhold"
+    WITHDRAW = "withdraw"
+
+
+# The states in which a button is shown; decisions.py has the last word.
+OFFERED: dict[Act, frozenset[JobState]] = {
+    Act.RELEASE: frozenset({JobState.WITHHELD}),
+    Act.RETRY: frozenset({JobState.FAILED, JobState.SKIPPED, JobState.WITHHELD}),
+    Act.WITHHOLD: frozenset({JobState.CORRECTED, JobState.SENDING}),
+    Act.WITHDRAW: frozenset({JobState.SENT, JobState.COMMITTED}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """Does what a person decided. destinations: where a released result goes."""
+
+    ledger: Ledger
+    destinations: tuple[str, ...]
+
+    def do(self, act: Act, job_id: int, address: str) -> None:
+        """Raises UnknownJob, NotNow or IllegalChange with a sentence; notes from which address it came."""
+        who = f"web:{address}"
+        match act:
+            case Act.RETRY:
+                decisions.retry(self.ledger, job_id, who)
+            case Act.RELEASE:
+                decisions.release(self.ledger, job_id, who, self.destinations)
+            case Act.WITHHOLD:
+                decisions.withhold(self.ledger, job_id, who)
+            case Act.WITHDRAW:
+                decisions.withdraw(self.ledger, job_id, who, self.destinations)
+
+
+def offered(state: str) -> list[Act]:
+    """The acts that make sense for a job in this state."""
+    return [act for act, states in OFFERED.items() if state in states]
