@@ -10,14 +10,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 import torch
 
 from correction import Correction, Volume, correct, methods
@@ -25,7 +24,15 @@ from correction.errors import CorrectionError, SettingsError
 from correction.landmarks import find_landmarks
 from correction.methods import Settings as EngineSettings
 from dicom_node import __version__
-from dicom_node.derive import DerivePolicy, Provenance, derive
+from dicom_node.companions import Finished, write_companions
+from dicom_node.derive import (
+    CompanionPolicy,
+    DerivePolicy,
+    OutputGrid,
+    Provenance,
+    derive,
+    on_reference_grid,
+)
 from dicom_node.headers import (
     GeometryProblem,
     HeaderError,
@@ -34,7 +41,7 @@ from dicom_node.headers import (
     read_instance,
     summarise,
 )
-from dicom_node.load import load, load_reference
+from dicom_node.load import LoadedSeries, load, load_reference
 from dicom_node.nifti import write_displacement
 from dicom_node.outputs import Described, figures, report, write_images, write_picture, write_report
 from dicom_node.spool import Spool
@@ -42,6 +49,8 @@ from rules.facts import SeriesFacts
 from rules.reasons import Code
 
 NO_MATCHER = "none"
+# Positions are decimal text: what is nearer than this is the same place, and the same step between voxels
+SAME_PLACE_MM, SAME_STEP_MM = 0.1, 1e-3
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[str, float], None]
@@ -60,7 +69,7 @@ class Recipe:
     seed: int = 0
     device: str = "auto"
     modulate: bool = False
-    matcher: str = NO_MATCHER
+    matcher: str = "auto"
     weights_dir: str = ""
 
     def settings(self) -> EngineSettings:
@@ -125,8 +134,20 @@ class Corrected:
 
 
 @dataclass(frozen=True, slots=True)
+class SiblingFiles:
+    """A series of the same EPI that takes over the field. Paths are relative to the task's `root`."""
+
+    source: tuple[Path, ...]
+    input_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CorrectionTask:
-    """One job for a worker. Paths are relative to `root`."""
+    """One job for a worker. Paths are relative to `root`.
+
+    siblings: corrected with the same field. field_from: the series to estimate the field on, where that is
+    not the source (a sibling that arrived after its lead was corrected); empty: the source itself.
+    """
 
     name: str
     root: Path
@@ -138,11 +159,17 @@ class CorrectionTask:
     taken_numbers: frozenset[int] = frozenset()
     input_digest: str = ""  # of the bytes of all inputs: a revised instance gives new UIDs
     threads: int = 0
+    siblings: tuple[SiblingFiles, ...] = ()
+    field_from: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished correction says of itself; lies as outcome.json in the published result."""
+    """What a finished correction says of itself; lies as outcome.json in the published result.
+
+    sop_uids, series_uids: of everything that was written. siblings: (source, derived) SeriesInstanceUIDs of
+    the series that took over the field.
+    """
 
     verdict: str
     verdict_text: str
@@ -150,6 +177,8 @@ class Outcome:
     sop_uids: tuple[str, ...]
     figures: Mapping[str, Any]
     seconds: Mapping[str, float]
+    siblings: tuple[tuple[str, str], ...] = ()
+    series_uids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +220,15 @@ def refusal(error: HeaderError | CorrectionError) -> Refusal:
 
 def _run(task: CorrectionTask, spool: Spool, work: Path) -> Outcome:
     started = time.monotonic()
-    source_instances = [read_instance(task.root / path) for path in task.source]
-    reference_instances = [read_instance(task.root / path) for path in task.reference]
+    source_instances = _read(task.root, task.source)
+    reference_instances = _read(task.root, task.reference)
     outcome = correct_series(
         source_instances,
         reference_instances,
+        siblings=[
+            SiblingSeries(_read(task.root, sibling.source), sibling.input_digest) for sibling in task.siblings
+        ],
+        field_from=_read(task.root, task.field_from),
         contrast=task.contrast,
         recipe=task.recipe,
         policy=task.derive,
@@ -210,13 +243,27 @@ def _run(task: CorrectionTask, spool: Spool, work: Path) -> Outcome:
     return read_outcome(published) or outcome
 
 
+def _read(root: Path, paths: Sequence[Path]) -> list[InstanceFacts]:
+    return [read_instance(root / path) for path in paths]
+
+
 def read_outcome(result: Path) -> Outcome | None:
     """The outcome of a published result, or None when there is no such result."""
     try:
         document = json.loads((result / "outcome.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return Outcome(**(document | {"sop_uids": tuple(document["sop_uids"])}))
+    siblings = tuple((source, derived) for source, derived in document.get("siblings", ()))
+    uids = {key: tuple(document.get(key, ())) for key in ("sop_uids", "series_uids")}
+    return Outcome(**(document | uids | {"siblings": siblings}))
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingSeries:
+    """A series of the same EPI that takes over the field."""
+
+    instances: Sequence[InstanceFacts]
+    input_digest: str = ""
 
 
 def correct_series(
@@ -233,53 +280,58 @@ def correct_series(
     phase_encoding: PhaseEncodingChoice | None = None,
     images: bool = False,
     progress: Progress | None = None,
+    siblings: Sequence[SiblingSeries] = (),
+    field_from: Sequence[InstanceFacts] = (),
 ) -> Outcome:
     """Correct one DWI series against its reference and write everything into `out`.
 
     `phase_encoding` overrides the header's. `images`: the corrected images and the Jacobian as
-    NIfTI too, not only the field, the report, the picture and `derived/`.
+    NIfTI too, not only the field, the report, the picture and `derived/`. `siblings` are corrected with the
+    same field. `field_from`: the series to estimate it on, empty: the source itself.
     """
     started = time.monotonic()
     source = load(source_instances)
+    lead = load(field_from) if field_from else source
+    _check_same_grid(source, lead)
     reference = load_reference(reference_instances)
+    reference_facts = summarise(reference_instances)
     load_s = time.monotonic() - started
     distorted = Distorted(
-        source.voxels,
-        source.affine,
-        source.lowest_b(),
-        phase_encoding or phase_encoding_of(source.facts),
+        lead.voxels,
+        lead.affine,
+        lead.lowest_b(),
+        phase_encoding or phase_encoding_of(lead.facts),
     )
-    corrected = correct_volumes(distorted, reference, recipe, progress)
+    correction, seconds = estimate_field(distorted, reference, recipe, progress)
+    started = time.monotonic()
+    corrected = Corrected(correction, apply_field(correction, source.voxels, source.affine, recipe, progress))
+    seconds["apply"] = time.monotonic() - started
 
     started = time.monotonic()
     _tell(progress, "derive", 0.0)
-    files = derive(
-        source,
-        corrected.voxels,
-        Provenance(
-            reference=reference_instances,
-            reference_facts=summarise(reference_instances),
-            contrast=contrast,
-            version=__version__,
-            settings_digest=settings_digest(recipe, policy),
-            modulated=recipe.modulate,
-            phase_axis=distorted.phase_encoding.bids or "none",
-            verdict=corrected.correction.verdict.level,
-            figures=figures(corrected.correction)["displacement_mm"],
-            taken_numbers=taken_numbers,
-            input_digest=input_digest,
-        ),
-        policy,
-        _folder(out / "derived"),
-        datetime.now(UTC),
+    made_by = Provenance(
+        reference=reference_instances,
+        reference_facts=reference_facts,
+        contrast=contrast,
+        version=__version__,
+        settings_digest=settings_digest(recipe, policy),
+        modulated=recipe.modulate,
+        phase_axis=distorted.phase_encoding.bids or "none",
+        verdict=corrected.correction.verdict.level,
+        figures=figures(corrected.correction)["displacement_mm"],
+        taken_numbers=taken_numbers,
+        input_digest=input_digest,
     )
-    seconds = {"read": headers_s + load_s, **corrected.seconds, "derive": time.monotonic() - started}
+    folder, now = _folder(out / "derived"), datetime.now(UTC)
+    voxels = on_output_grid(source, corrected.voxels, correction, reference, recipe, policy, out)
+    written = derive(source, voxels, made_by, policy, folder, now)
+    seconds = {"read": headers_s + load_s, **seconds, "derive": time.monotonic() - started}
     document = report(
         corrected.correction,
         Described(
             inputs={
                 "dwi_series_uid": source.facts.series_uid,
-                "reference_series_uid": summarise(reference_instances).series_uid,
+                "reference_series_uid": reference_facts.series_uid,
             },
             method=recipe.method,
             seed=recipe.seed,
@@ -293,29 +345,70 @@ def correct_series(
     )
     if images:
         write_images(out, corrected.correction, corrected.voxels, source.affine, flip_rows=True)
-    write_picture(out, corrected.correction, distorted.b0(), document)
+    write_picture(out, corrected.correction, distorted.b0(), document, policy.companions.notice)
     write_report(out, document)
-    series_uid, sop_uids = _issued(files)
+    output_series_uid, taken_over = written[0].series_uid, []
+    displacement_mm = correction.displacement.cpu().numpy()
+    companions = Finished.of(
+        source, voxels, displacement_mm, made_by, policy, written, document, out / "qc.png", now
+    )
+    written += write_companions(companions, folder)
+    for sibling in siblings:
+        beside = load(sibling.instances)
+        _check_same_grid(beside, source)
+        moved = apply_field(correction, beside.voxels, beside.affine, recipe)
+        its_own = replace(made_by, input_digest=sibling.input_digest)
+        moved = on_output_grid(beside, moved, correction, reference, recipe, policy, out)
+        made = derive(beside, moved, its_own, policy, folder, now)
+        taken_over.append((beside.facts.series_uid, made[0].series_uid))
+        written += made
     return Outcome(
         verdict=document["verdict"]["level"],
         verdict_text="; ".join(reason["text"] for reason in document["verdict"]["reasons"]),
-        output_series_uid=series_uid,
-        sop_uids=sop_uids,
+        output_series_uid=output_series_uid,
+        sop_uids=tuple(one.sop_uid for one in written),
+        series_uids=tuple(dict.fromkeys(one.series_uid for one in written)),
         figures={
             key: document[key] for key in ("displacement_mm", "jacobian", "quality", "landmarks", "verdict")
         },
         seconds=document["seconds"],
+        siblings=tuple(taken_over),
     )
+
+
+def _check_same_grid(source: LoadedSeries, lead: LoadedSeries) -> None:
+    """A field fits the voxels that it was estimated on, and no others."""
+    apart_mm = np.abs(source.affine - lead.affine)
+    same = source.arrangement.shape == lead.arrangement.shape
+    if not same or apart_mm[:, 3].max() > SAME_PLACE_MM or apart_mm[:, :3].max() > SAME_STEP_MM:
+        raise GeometryProblem(
+            f"Series {source.facts.series_number} does not lie on the grid of series "
+            f"{lead.facts.series_number}, so its field does not fit."
+        )
 
 
 def correct_volumes(
     distorted: Distorted, reference: Volume, recipe: Recipe, progress: Progress | None = None
 ) -> Corrected:
     """Estimate on the lowest shell, apply to every volume. Raises correction.errors.CorrectionError."""
+    correction, seconds = estimate_field(distorted, reference, recipe, progress)
+    started = time.monotonic()
+    voxels = apply_field(correction, distorted.voxels, distorted.affine, recipe, progress)
+    return Corrected(correction, voxels, {**seconds, "apply": time.monotonic() - started})
+
+
+def estimate_field(
+    distorted: Distorted, reference: Volume, recipe: Recipe, progress: Progress | None = None
+) -> tuple[Correction, dict[str, float]]:
+    """The field of the lowest shell, and the seconds that each stage took.
+
+    Raises correction.errors.CorrectionError.
+    """
     axis, device, b0 = distorted.phase_encoding.axis, recipe.resolved_device(), distorted.b0()
     started = time.monotonic()
     landmarks = None
-    if recipe.matcher != NO_MATCHER:
+    # the free field of the clinical method takes no landmarks
+    if recipe.matcher != NO_MATCHER and (axis is not None or recipe.method == "paper"):
         _tell(progress, "landmarks", 0.0)
         weights_dir = Path(recipe.weights_dir) if recipe.weights_dir else None
         landmarks = find_landmarks(b0, reference, axis, recipe.matcher, weights_dir, device)
@@ -331,14 +424,40 @@ def correct_volumes(
         device=device,
         progress=progress,
     )
-    started = time.monotonic()
-    voxels = np.empty_like(distorted.voxels)
-    for index, volume in enumerate(distorted.voxels):
-        _tell(progress, "apply", index / len(distorted.voxels))
-        moved = correction.apply(Volume.from_numpy(volume, distorted.affine), modulate=recipe.modulate)
-        voxels[index] = moved.data.cpu().numpy()
-    seconds = {"landmarks": found_s, **correction.seconds, "apply": time.monotonic() - started}
-    return Corrected(correction, voxels, seconds)
+    return correction, {"landmarks": found_s, **correction.seconds}
+
+
+def apply_field(
+    correction: Correction,
+    voxels: Array,
+    affine: npt.NDArray[np.float64],
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> Array:
+    """Every volume of `voxels` (V, Z, Y, X), which lie on the grid of the field, corrected."""
+    moved = np.empty_like(voxels)
+    for index, volume in enumerate(voxels):
+        _tell(progress, "apply", index / len(voxels))
+        shifted = correction.apply(Volume.from_numpy(volume, affine), modulate=recipe.modulate)
+        moved[index] = shifted.data.cpu().numpy()
+    return moved
+
+
+def on_output_grid(
+    source: LoadedSeries,
+    moved: Array,
+    correction: Correction,
+    reference: Volume,
+    recipe: Recipe,
+    policy: DerivePolicy,
+    scratch: Path,
+) -> Array:
+    """The corrected volumes on the grid that is asked for. moved: (V, Z, Y, X) on that of `source`."""
+    if policy.grid is OutputGrid.DWI:
+        return moved
+    displacement_mm = correction.displacement.cpu().numpy()
+    modulation = correction.jacobian.cpu().numpy() if recipe.modulate else None
+    return on_reference_grid(source, displacement_mm, modulation, reference.affine, reference.shape, scratch)
 
 
 def phase_encoding_of(facts: SeriesFacts) -> PhaseEncodingChoice:
@@ -351,20 +470,13 @@ def phase_encoding_of(facts: SeriesFacts) -> PhaseEncodingChoice:
 
 
 def settings_digest(recipe: Recipe, policy: DerivePolicy) -> str:
-    """Of everything a site can set that decides what is in the output files."""
-    settings = [asdict(recipe), asdict(recipe.settings()), asdict(policy)]
+    """Of everything a site can set that decides what is in the corrected images.
+
+    Companions go beside them: to switch one on must not give all images new UIDs.
+    """
+    images = replace(policy, companions=CompanionPolicy())
+    settings = [asdict(recipe), asdict(recipe.settings()), asdict(images)]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _issued(files: Sequence[Path]) -> tuple[str, tuple[str, ...]]:
-    """The SeriesInstanceUID and SOPInstanceUIDs of the files we wrote."""
-    sop_uids = []
-    series_uid = ""
-    for path in files:
-        header = pydicom.dcmread(path, specific_tags=["SOPInstanceUID", "SeriesInstanceUID"])
-        sop_uids.append(str(header.SOPInstanceUID))
-        series_uid = str(header.SeriesInstanceUID)
-    return series_uid, tuple(sop_uids)
 
 
 def _folder(path: Path) -> Path:

@@ -7,21 +7,20 @@ series are called by number and description.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from rich.console import Group
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
 from dicom_node.headers import Progress, UnreadableFile, files_below, read_series, summarise
 from rules.classify import SeriesClass, clause
-from rules.facts import SeriesFacts
+from rules.facts import PhaseAxis, SeriesFacts, Vec3
 from rules.pair import Candidate, Filter, NoPairing, Pairing, PairingPolicy
 from rules.rank import RANKING
-from rules.reasons import Reason
+from rules.reasons import Code, Reason
 from rules.study import Outcome, StudyDecision, decide_study
 
 
@@ -43,7 +42,8 @@ class ExplainedCandidate:
 class ExplainedSeries:
     """One series: what it is, and for a diffusion series what becomes of it.
 
-    action: `correct`, `skip` (with reason_code and reason_text), or `none` for what triggers nothing.
+    action: `correct`, `sibling` (corrected with the field of series `field_from_uid`), `skip` (with
+    reason_code and reason_text), or `none` for what triggers nothing.
     """
 
     series_uid: str
@@ -54,6 +54,7 @@ class ExplainedSeries:
     images: str  # matrix, slices and voxel size, for people
     b_values: tuple[tuple[float | None, int], ...]  # s/mm² and how many volumes have it
     phase_encoding: str  # BIDS, rows as dcm2niix writes them
+    phase_encoding_in_patient: str  # such as A→P; A–P where the header does not tell the direction
     series_class: str
     contrast: str
     because: str
@@ -62,6 +63,7 @@ class ExplainedSeries:
     reason_code: str
     reason_text: str
     reference_uid: str
+    field_from_uid: str
     candidates: tuple[ExplainedCandidate, ...]
 
 
@@ -105,8 +107,16 @@ def _by_number(facts: SeriesFacts) -> tuple[str, int, str]:
 
 def _explained(facts: SeriesFacts, decision: StudyDecision) -> ExplainedSeries:
     found = decision.classifications[facts.series_uid]
+    sibling = decision.siblings.get(facts.series_uid)
     outcome = decision.outcomes.get(facts.series_uid)
-    stopped = _reason(outcome)
+    stopped, because = _reason(outcome), found.reason
+    action = "none" if outcome is None else "skip"
+    if sibling is not None and sibling.obstacle and outcome is None:
+        because += f"; it is not corrected along with it, because {sibling.obstacle}"
+    elif sibling is not None and isinstance(decision.outcomes.get(sibling.lead_uid), Pairing):
+        action = "sibling"
+    if isinstance(outcome, Pairing):
+        action = "correct"
     candidates = outcome.candidates if isinstance(outcome, Pairing | NoPairing) else ()
     reference_uid = outcome.reference.series_uid if isinstance(outcome, Pairing) else ""
     counted = Counter(facts.b_values)
@@ -119,14 +129,16 @@ def _explained(facts: SeriesFacts, decision: StudyDecision) -> ExplainedSeries:
         images=_images(facts),
         b_values=tuple(sorted(counted.items(), key=lambda item: (item[0] is None, item[0] or 0.0))),
         phase_encoding=_phase_encoding(facts),
+        phase_encoding_in_patient=_in_patient(facts),
         series_class=found.series_class,
         contrast=found.contrast or "",
-        because=found.reason,
+        because=because,
         decided_by=found.decided_by,
-        action="none" if outcome is None else "correct" if reference_uid else "skip",
+        action=action,
         reason_code=stopped.code if stopped else "",
         reason_text=stopped.text if stopped else "",
         reference_uid=reference_uid,
+        field_from_uid=sibling.lead_uid if sibling is not None and action == "sibling" else "",
         candidates=tuple(_candidate(c, c.series_uid == reference_uid) for c in candidates),
     )
 
@@ -168,6 +180,22 @@ def _phase_encoding(facts: SeriesFacts) -> str:
     return encoding.bids if encoding.increasing is not None else f"{encoding.bids}, polarity unknown"
 
 
+_ENDS = (("R", "L"), ("A", "P"), ("F", "H"))  # where the axes of LPS begin and end
+
+
+def _in_patient(facts: SeriesFacts) -> str:
+    """The phase-encode direction as the console shows it; of oblique slices the nearest patient axis."""
+    encoding = facts.phase_encoding
+    if encoding is None or facts.box is None:
+        return ""
+    along: Vec3 = facts.box.axes[0 if encoding.axis is PhaseAxis.ROW else 1]
+    axis = max(range(3), key=lambda one: abs(along[one]))
+    start, end = _ENDS[axis]
+    if encoding.increasing is None:
+        return f"{start}–{end}"
+    return f"{start}→{end}" if (along[axis] > 0) == encoding.increasing else f"{end}→{start}"
+
+
 # --- words for a person -----------------------------------------------------------------------------------
 
 _KINDS = {
@@ -193,57 +221,94 @@ def render(explanation: Explanation) -> Group:
     return Group(*_lines(explanation))
 
 
-def _lines(explanation: Explanation) -> Iterator[Padding]:
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A paragraph, indented; without the blanks behind it that a padded one has in a file."""
+
+    text: str
+    indent: int
+    style: str = ""
+    above: int = 0  # empty lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from (Text("") for _ in range(self.above))
+        width = max(20, options.max_width - self.indent)
+        for line in Text(self.text, self.style).wrap(console, width):
+            line.rstrip()
+            line.pad_left(self.indent)
+            yield line
+
+
+def _lines(explanation: Explanation) -> Iterator[_Line]:
     count = len(explanation.studies)
     for number, study in enumerate(explanation.studies, start=1):
-        yield _line(f"Study {number} of {count}: {len(study.series)} series", 0, "bold", above=1)
-        yield from _part("Will be corrected", study, "correct")
+        yield _Line(f"Study {number} of {count}: {len(study.series)} series", 0, "bold", above=1)
+        yield from _part("Will be corrected", study, "correct", "sibling")
         yield from _part("Diffusion series that will not be corrected", study, "skip")
         yield from _part("Everything else", study, "none")
     if not explanation.studies:
-        yield _line("No DICOM series here.", 0, "bold", above=1)
+        yield _Line("No DICOM series here.", 0, "bold", above=1)
     if explanation.copies:
-        yield _line(f"{explanation.copies} files are copies of images read before.", 0, above=1)
+        yield _Line(f"{explanation.copies} files are copies of images read before.", 0, above=1)
     if explanation.unreadable:
-        yield _line("Files that were left out", 0, "bold", above=1)
+        yield _Line("Files that were left out", 0, "bold", above=1)
         for file in explanation.unreadable:
-            yield _line(file.why, 2)
+            yield _Line(file.why, 2)
 
 
-def _part(title: str, study: ExplainedStudy, action: str) -> Iterator[Padding]:
-    wanted = [series for series in study.series if series.action == action]
+def _part(title: str, study: ExplainedStudy, *actions: str) -> Iterator[_Line]:
+    wanted = [series for series in study.series if series.action in actions]
+    names = {series.series_uid: _name(series, "series") for series in study.series}
     if wanted:
-        yield _line(title, 2, "bold", above=1)
+        yield _Line(title, 2, "bold", above=1)
     for series in wanted:
-        yield from _series_lines(series)
+        yield from _series_lines(series, names)
 
 
-def _series_lines(series: ExplainedSeries) -> Iterator[Padding]:
+def _series_lines(series: ExplainedSeries, names: Mapping[str, str]) -> Iterator[_Line]:
     kind = series.contrast if series.series_class == SeriesClass.ANATOMICAL else ""
-    yield _line(f"{_name(series)}: {_KINDS[SeriesClass(series.series_class)]}{' ' + kind if kind else ''}", 4)
+    yield _Line(f"{_name(series)}: {_KINDS[SeriesClass(series.series_class)]}{' ' + kind if kind else ''}", 4)
     if series.action == "none":
-        yield _line(_sentence(series.because), 8, "dim")
+        yield _Line(_sentence(series.because), 8, "dim")
         return
-    yield _line(f"{_content(series)}. {_sentence(series.because)}", 8, "dim")
-    if series.reason_text:
-        yield _line(f"Not corrected: {_sentence(clause(series.reason_text), capital=False)}", 8, "yellow")
-    aside = 0
-    for candidate in series.candidates:
+    yield _Line(f"{_content(series)}. {_sentence(series.because)}", 8, "dim")
+    if series.field_from_uid:
+        lead = names.get(series.field_from_uid, "another series")
+        yield _Line(f"Corrected together with {lead}: same acquisition, same distortion.", 8, "green")
+    listed = [c for c in series.candidates if c.filter_code not in _ASIDE]
+    if series.reason_code == Code.NO_REFERENCE and listed:
+        yield _Line("Not corrected: no suitable anatomical series. These were considered:", 8, "yellow")
+    elif series.reason_text:
+        yield _Line(f"Not corrected: {_sentence(clause(series.reason_text), capital=False)}", 8, "yellow")
+    for candidate in listed:
         if candidate.chosen:
-            yield _line(f"Reference is {_name(candidate, 'series')}, {candidate.why}.", 8, "green")
-        elif candidate.filter_code == Filter.NOT_ANATOMICAL:
-            aside += 1
+            yield _Line(f"Reference is {_name(candidate, 'series')}, {candidate.why}.", 8, "green")
         else:
-            yield _line(f"Not {_name(candidate, 'series')}: {candidate.why}.", 8)
-    if aside:
-        yield _line(f"Other series that are not anatomical: {aside}.", 8, "dim")
+            yield _Line(f"Not {_name(candidate, 'series')}: {candidate.why}.", 8)
+    for codes, told in _ASIDE_TOLD:
+        aside = sum(candidate.filter_code in codes for candidate in series.candidates)
+        if aside:
+            yield _Line(
+                told.format(count=aside, series="series is" if aside == 1 else "series are"), 8, "dim"
+            )
+
+
+_OTHER_VISITS = frozenset({Filter.OTHER_SESSION, Filter.OTHER_PATIENT})
+_ASIDE_TOLD = (
+    (frozenset({Filter.NOT_ANATOMICAL}), "{count} other {series} not anatomical."),
+    (_OTHER_VISITS, "{count} other {series} of another visit or patient, and never used."),
+)
+_ASIDE = frozenset({Filter.NOT_ANATOMICAL}) | _OTHER_VISITS
 
 
 def _content(series: ExplainedSeries) -> str:
     parts = [series.images[:1].upper() + series.images[1:]]
     if series.b_values:
         parts.append("b " + ", ".join(f"{'?' if b is None else f'{b:g}'} ({n})" for b, n in series.b_values))
-    parts.append(f"phase encoding {series.phase_encoding or 'not in the header'}")
+    encoding = series.phase_encoding
+    if series.phase_encoding_in_patient:
+        encoding = f"{series.phase_encoding_in_patient} ({series.phase_encoding})"
+    parts.append(f"phase encoding {encoding or 'not in the header'}")
     return "; ".join(parts)
 
 
@@ -254,7 +319,3 @@ def _name(series: ExplainedSeries | ExplainedCandidate, noun: str = "Series") ->
 
 def _sentence(text: str, *, capital: bool = True) -> str:
     return (text[:1].upper() + text[1:] if capital else text) + ("" if text.endswith(".") else ".")
-
-
-def _line(text: str, indent: int, style: str = "", above: int = 0) -> Padding:
-    return Padding(Text(text, style), (above, 0, 0, indent), expand=False)

@@ -21,6 +21,7 @@ from dicom_node.compute import (
     Distorted,
     PhaseEncodingChoice,
     Recipe,
+    SiblingSeries,
     correct_series,
     correct_volumes,
     phase_encoding_of,
@@ -188,7 +189,8 @@ def _correct_study(request: Request, progress: SeriesProgress) -> Report:
             continue
         out = request.out if len(folders) == 1 else request.out / folders[uid]
         try:
-            results.append(_correct_one(name, series[uid], reference, out, request, facts, progress))
+            beside = [SiblingSeries(series[one]) for one in decision.carried(uid)]
+            results.append(_correct_one(name, series[uid], reference, beside, out, request, facts, progress))
         except (HeaderError, CorrectionError) as error:  # the other series can do nothing for it
             refused = refusal(error)
             skipped.append(Skipped(name, refused.code, refused.text))
@@ -228,6 +230,7 @@ def _correct_one(
     name: str,
     source: Sequence[InstanceFacts],
     reference: Sequence[InstanceFacts],
+    beside: Sequence[SiblingSeries],
     out: Path,
     request: Request,
     facts: dict[str, SeriesFacts],
@@ -250,6 +253,7 @@ def _correct_one(
         phase_encoding=_asked_phase_encoding(request, source),
         images=True,
         progress=lambda stage, fraction: progress(name, stage, fraction),
+        siblings=beside,
     )
     shift = outcome.figures["displacement_mm"]
     return Result(
@@ -362,7 +366,8 @@ def _correct_nifti(path: Path, request: Request, progress: SeriesProgress) -> Re
         request.out / "displacement.nii.gz", corrected.correction.displacement, image.affine, flip_rows=False
     )
     write_images(request.out, corrected.correction, corrected.voxels, image.affine, flip_rows=False)
-    write_picture(request.out, corrected.correction, distorted.b0(), document)
+    notice = request.derive.companions.notice
+    write_picture(request.out, corrected.correction, distorted.b0(), document, notice)
     write_report(request.out, document)
     _copy_gradients(path, request)
     return Result(

@@ -43,7 +43,7 @@ class Classification:
     decided_by: str  # the DICOM attribute, or "site rule"
     corrects: bool = False  # a DWI that the node takes on; `obstacle` may still forbid it
     contrast: Contrast | None = None  # of anatomical series
-    parent_uid: str = ""  # of by-products: the DWI that they come from
+    parent_uid: str = ""  # of copies made by the scanner: the DWI that they come from
     site: Then | None = None  # what a rule of the site said
 
 
@@ -102,7 +102,10 @@ def classify_study(
         if not found.corrects or found.site is not None or _is_source(facts, found):
             continue
         parent = _parent(facts, sources)
-        if parent is None or (_hopeless(parent, alone[parent.series_uid]) and not obstacle(facts, found)):
+        if parent is None:
+            continue
+        if _hopeless(parent, alone[parent.series_uid]) and not obstacle(facts, found):
+            together[facts.series_uid] = replace(found, parent_uid=parent.series_uid)
             continue
         what = "a motion-corrected copy" if "MOCO" in facts.image_type else "trace-weighted images"
         said = token(facts, "MOCO", "TRACEW", "TRACE")

@@ -88,6 +88,7 @@ class SeriesFacts:
     study_uid: str
     frame_of_reference_uid: str | None = None
     patient_key: str = ""  # PatientID and IssuerOfPatientID; compared, never logged or shown
+    mixed_patients: bool = False  # its own images do not agree on the patient
     series_number: int | None = None
     modality: str = ""
     sop_class_uid: str = ""

@@ -15,6 +15,7 @@ from rules import geometry
 from rules.classify import MAX_LOWEST_B, MIN_DWI_SLICES, Classification, SeriesClass, clause, name
 from rules.contrast import Contrast
 from rules.facts import SeriesFacts
+from rules.patient import contradict
 from rules.rank import boxes, default_order, lost, minutes_apart, rank, same_frame, standing, won
 from rules.reasons import Code, Reason, reason
 from rules.site import Override, Then
@@ -161,7 +162,7 @@ def _other_session(dwi: SeriesFacts, facts: SeriesFacts, policy: PairingPolicy) 
     """Same patient, and the same study or a study of the same visit."""
     same_study = facts.study_uid == dwi.study_uid
     known = bool(facts.patient_key and dwi.patient_key)
-    if facts.patient_key != dwi.patient_key and (known or not same_study):
+    if contradict(facts.patient_key, dwi.patient_key) or not (known or same_study):
         return Failure("it is of another patient", Filter.OTHER_PATIENT)
     if same_study:
         return None
@@ -228,7 +229,10 @@ def _elsewhere(dwi: SeriesFacts, facts: SeriesFacts, policy: PairingPolicy) -> F
         return Failure(sentence, Filter.ORIENTATION)
     share = geometry.covered(stack, by)
     if share < policy.min_overlap:
-        return Failure(f"it covers only {share * 100:.0f} % of the DWI's slab", Filter.NO_OVERLAP)
+        sentence = f"it covers only {share * 100:.0f} % of the diffusion images"
+        return Failure(
+            f"{sentence} (at least {policy.min_overlap * 100:.0f} % are needed)", Filter.NO_OVERLAP
+        )
     return None
 
 
@@ -236,13 +240,16 @@ def _elsewhere(dwi: SeriesFacts, facts: SeriesFacts, policy: PairingPolicy) -> F
 
 
 def _none_because(failures: Sequence[tuple[SeriesFacts, Failure]]) -> str:
-    """Why nothing was left, naming the first three anatomical series that failed."""
-    near = [(facts, why) for facts, (why, code) in failures if code is not Filter.NOT_ANATOMICAL]
+    """Why nothing was left, naming the first three anatomical series of this visit that failed."""
+    near = [(facts, why) for facts, (why, code) in failures if code not in _NOT_NEAR]
     if not near:
         return "there is no anatomical series at all"
     told = [f"{name(facts)}: {why}" for facts, why in near[:3]]
     more = [f"and {len(near) - 3} more"] if len(near) > 3 else []
     return "; ".join(told + more)
+
+
+_NOT_NEAR = frozenset({Filter.NOT_ANATOMICAL, Filter.OTHER_SESSION, Filter.OTHER_PATIENT})
 
 
 def _long_time(minutes: float) -> str:

@@ -142,7 +142,7 @@ RANKING: tuple[Key, ...] = (
         "overlap",
         lambda s: -int(s.overlap * 20 + 1e-9),
         lambda s, w: (
-            f"it covers {s.overlap * 100:.0f} % of the DWI's slab, the other {w.overlap * 100:.0f} %"
+            f"it covers {s.overlap * 100:.0f} % of the diffusion images, the other {w.overlap * 100:.0f} %"
         ),
     ),
     Key(
@@ -201,13 +201,21 @@ def lost(s: Standing, winner: Standing) -> str:
     return f"lost to {name(winner.facts)}: {deciding.lost(s, winner)}"
 
 
+def _tilt_of(s: Standing) -> str:
+    if s.tilt_deg < 1:
+        return "slices parallel to the DWI's"
+    if s.facts.acquisition_type == "3D":
+        return "3-D, so the direction of its slices does not matter"
+    return f"slices tilted by {s.tilt_deg:.0f}° against the DWI's"
+
+
 def won(s: Standing, *, alone: bool) -> str:
     """What speaks for the chosen reference; `alone`: nothing else passed the filters."""
     facts = [
         s.contrast if s.contrast in s.order else "named by a rule of this site",
         "same frame of reference" if s.same_frame else "another frame of reference",
-        f"covers {s.overlap * 100:.0f} % of the DWI's slab",
-        "slices parallel to the DWI's" if s.tilt_deg < 1 else f"slices tilted by {s.tilt_deg:.0f}°",
+        f"covers {s.overlap * 100:.0f} % of the diffusion images",
+        _tilt_of(s),
     ]
     if s.minutes_apart is not None:
         facts.append(f"acquired {s.minutes_apart:.0f} minutes apart")

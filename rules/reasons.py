@@ -25,6 +25,7 @@ class Code(StrEnum):
     VERDICT = "verdict"
     NOT_ALIGNED = "not-aligned"
     WITHHELD_BY_PERSON = "withheld-by-person"
+    WITHDRAWN_BY_PERSON = "withdrawn-by-person"
     RELEASED_BY_PERSON = "released-by-person"
     RETRIED_BY_PERSON = "retried-by-person"
     # a correction that broke
@@ -36,10 +37,15 @@ class Code(StrEnum):
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
     GAVE_UP = "gave-up"
+    NOT_COMMITTED = "not-committed"
+    DESTINATION_GONE = "destination-gone"
     # change of circumstances
     NEW_REVISION = "new-revision"
     NEW_REFERENCE = "new-reference"
     RESTARTED = "restarted"
+    RESULT_LOST = "result-lost"
+    LEDGER_LOST = "ledger-lost"
+    DELETED = "deleted"
 
 
 SENTENCES: dict[Code, str] = {
@@ -51,7 +57,10 @@ SENTENCES: dict[Code, str] = {
     Code.NOT_EPI: (
         "this diffusion series was not acquired with EPI, so it has no EPI distortion to correct: {detail}"
     ),
-    Code.BY_PRODUCT: "this series was computed by the scanner from {detail}, which is corrected instead",
+    Code.BY_PRODUCT: (
+        "this series was computed by the scanner from {detail}; it is not corrected by itself, but takes "
+        "over the field of that series if it lies on the same grid"
+    ),
     Code.UNREADABLE: "the images could not be read: {detail}",
     Code.INCOMPLETE: "the series is incomplete: {detail}",
     Code.GEOMETRY: "the slices do not form regular volumes: {detail}",
@@ -61,6 +70,7 @@ SENTENCES: dict[Code, str] = {
     Code.VERDICT: "the correction was judged not good enough to send: {detail}",
     Code.NOT_ALIGNED: "the patient moved between this series and the anatomical one: {detail}",
     Code.WITHHELD_BY_PERSON: "withheld by {detail}",
+    Code.WITHDRAWN_BY_PERSON: "withdrawn by {detail}; who has the images is told to reject them",
     Code.RELEASED_BY_PERSON: "released by {detail}",
     Code.RETRIED_BY_PERSON: "tried again by {detail}",
     Code.CORRECTION_FAILED: "the correction stopped with an error: {detail}",
@@ -70,9 +80,17 @@ SENTENCES: dict[Code, str] = {
     Code.UNREACHABLE: "the destination could not be reached: {detail}",
     Code.REFUSED: "the destination refused the images: {detail}",
     Code.GAVE_UP: "the destination did not take the images within {detail}",
+    Code.NOT_COMMITTED: "the destination does not confirm that it keeps the images: {detail}",
+    Code.DESTINATION_GONE: "the destination {detail} is no longer in delivery.to",
     Code.NEW_REVISION: "more images of this series arrived: {detail}",
     Code.NEW_REFERENCE: "a new anatomical series arrived: {detail}",
     Code.RESTARTED: "the node was restarted during this step",
+    Code.RESULT_LOST: "the result was no longer on disk and is computed again",
+    Code.LEDGER_LOST: (
+        "the ledger was lost or is older than the disk: the result was found on disk, and what the "
+        "destination may have of it already is asked or sent again, which changes nothing there"
+    ),
+    Code.DELETED: "images and results were deleted from this node: {detail}",
 }
 
 

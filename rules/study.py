@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rules.classify import Classification, classify_study, name, obstacle
+from rules.classify import Classification, classify_study, obstacle
 from rules.facts import SeriesFacts
 from rules.pair import NoPairing, Pairing, PairingPolicy, pair
-from rules.reasons import Code, Reason, reason
+from rules.patient import mismatch
+from rules.reasons import Reason
+from rules.siblings import Sibling, siblings
 
 Outcome = Pairing | NoPairing | Reason
 
 
 @dataclass(frozen=True, slots=True)
 class StudyDecision:
-    """Both mappings are by SeriesInstanceUID.
+    """All mappings are by SeriesInstanceUID.
 
     `outcomes` has an entry for each diffusion series, which must end with a result or a reason. Maps,
     by-products, computed images and all the rest have none: they trigger nothing.
+    `siblings` are corrected with the field of their lead and have no outcome of their own.
     """
 
     classifications: Mapping[str, Classification]
     outcomes: Mapping[str, Outcome]
+    siblings: Mapping[str, Sibling] = field(default_factory=dict)
+
+    def carried(self, lead_uid: str) -> tuple[str, ...]:
+        """The series that take over the field of `lead_uid`, by SeriesInstanceUID."""
+        return tuple(
+            sorted(
+                sibling.series_uid
+                for sibling in self.siblings.values()
+                if sibling.lead_uid == lead_uid and not sibling.obstacle
+            )
+        )
 
 
 def decide_study(series: Sequence[SeriesFacts], policy: PairingPolicy | None = None) -> StudyDecision:
@@ -45,18 +59,9 @@ def decide_study(series: Sequence[SeriesFacts], policy: PairingPolicy | None = N
         if stopped is not None:
             outcomes[facts.series_uid] = stopped
         elif found[facts.series_uid].corrects:
-            outcomes[facts.series_uid] = _mismatch(facts, series) or pair(facts, candidates, policy)
-    return StudyDecision(found, outcomes)
-
-
-def _mismatch(dwi: SeriesFacts, series: Sequence[SeriesFacts]) -> Reason | None:
-    """Two patients in one study: somebody has to look, before any image of the one helps the other."""
-    for other in series:
-        if (
-            other.study_uid == dwi.study_uid
-            and other.patient_key
-            and dwi.patient_key
-            and other.patient_key != dwi.patient_key
-        ):
-            return reason(Code.PATIENT_MISMATCH, f"{name(other)} carries another patient ID")
-    return None
+            outcomes[facts.series_uid] = mismatch(facts.study_uid, series) or pair(facts, candidates, policy)
+    beside = siblings(series, found)
+    for uid, sibling in beside.items():
+        if not sibling.obstacle and isinstance(outcomes.get(sibling.lead_uid), Pairing):
+            outcomes.pop(uid, None)  # its lead's job ends it
+    return StudyDecision(found, outcomes, beside)

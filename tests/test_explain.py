@@ -20,7 +20,8 @@ from rules.site import Override, Then
 
 MAP = "derived-map"
 
-# set → series number → what it is, and for a diffusion series its reference (a number) or its reason (a code)
+# set → series number → what it is, and for a diffusion series its reference (a number), the series whose
+# field it takes over (a number too), or its reason (a code)
 STUDIES = {
     "siemens-xa30-enhanced": {
         5: "anatomical",
@@ -29,7 +30,7 @@ STUDIES = {
         9: "field-map",
         17: ("dwi", 6),
         19: MAP,
-        20: "by-product",
+        20: ("by-product", 17),
         21: MAP,
         22: MAP,
         24: MAP,
@@ -48,7 +49,7 @@ STUDIES = {
         10001: "field-map",
         11001: ("dwi", 6001),
         12001: MAP,
-        13001: "by-product",
+        13001: ("by-product", 11001),
         14001: MAP,
         15001: MAP,
         17001: MAP,
@@ -116,7 +117,10 @@ def judged(explanation):
         series.series_number: (
             series.series_class
             if series.action == "none"
-            else (series.series_class, numbers.get(series.reference_uid, series.reason_code))
+            else (
+                series.series_class,
+                numbers.get(series.field_from_uid or series.reference_uid, series.reason_code),
+            )
         )
         for series in explanation.series
     }

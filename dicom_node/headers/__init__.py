@@ -8,6 +8,7 @@ from dicom_node.headers.instance import Arrangement, FrameFacts, InstanceFacts, 
 from dicom_node.headers.problems import GeometryProblem, HeaderError, Unreadable
 from dicom_node.headers.read import read_instance
 from dicom_node.headers.series import summarise
+from dicom_node.headers.stored import StoredPixels
 
 __all__ = [
     "Arrangement",
@@ -17,6 +18,7 @@ __all__ = [
     "InstanceFacts",
     "Progress",
     "Reading",
+    "StoredPixels",
     "Unreadable",
     "UnreadableFile",
     "VolumeFacts",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dicom_node.headers.stored import StoredPixels
 from rules.facts import Directionality, SeriesFacts, Vec3
 
 # ImageType values of maps that scanners append to a diffusion series
@@ -81,6 +82,7 @@ class InstanceFacts:
     series: SeriesFacts  # what this instance alone says about its series
     frames: tuple[FrameFacts, ...] = field(repr=False, default=())  # empty: not an image
     problem: str = ""  # why its slices cannot be located, one sentence
+    stored: StoredPixels | None = None  # where its pixels lie; None: compressed, or an unusual form
 
     @property
     def series_uid(self) -> str:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 from pydicom import config as pydicom_config
@@ -18,6 +19,7 @@ from dicom_node.headers.frames import read_frames
 from dicom_node.headers.instance import InstanceFacts
 from dicom_node.headers.problems import Unreadable
 from dicom_node.headers.scan import read_scan, with_readout
+from dicom_node.headers.stored import locate
 
 _BLOB_BYTES = 1 << 20  # raw data and spectra; nothing that is read here is as large
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -29,9 +31,9 @@ def read_instance(path: Path) -> InstanceFacts:
     Raises Unreadable, and nothing else, for what is no DICOM, cannot be opened, is damaged, or has no series.
     """
     try:
-        with _tolerant_pydicom():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, defer_size=_BLOB_BYTES)
-            return _facts(path, dataset)
+        with _tolerant_pydicom(), path.open("rb") as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, defer_size=_BLOB_BYTES)
+            return _facts(path, dataset, file)
     except Unreadable:
         raise
     except InvalidDicomError:
@@ -63,7 +65,7 @@ def _tolerant_pydicom() -> Iterator[None]:
         pydicom_config.settings.reading_validation_mode = mode
 
 
-def _facts(path: Path, dataset: Dataset) -> InstanceFacts:
+def _facts(path: Path, dataset: Dataset, file: BinaryIO) -> InstanceFacts:
     root = Header([Layer(dataset)])
     root = root.under(_groups(root, tags.ROOT_GROUPS))
     sop_class_uid = root.text(tags.SOP_CLASS_UID)
@@ -77,6 +79,8 @@ def _facts(path: Path, dataset: Dataset) -> InstanceFacts:
         raise Unreadable(
             f"{path.name} is cut short or no composite object: it names no SOP class, instance or series."
         )
+    transfer_syntax_uid = str(meta.get("TransferSyntaxUID", "")) if meta else ""
+    stored = locate(file, transfer_syntax_uid, root)  # before a deferred element moves the file
     shared, frames = _functional_groups(root)
     first = frames[0] if frames else shared
     scan = read_scan(first, root)
@@ -84,11 +88,12 @@ def _facts(path: Path, dataset: Dataset) -> InstanceFacts:
     return InstanceFacts(
         path=path,
         sop_instance_uid=sop_instance_uid,
-        transfer_syntax_uid=str(meta.get("TransferSyntaxUID", "")) if meta else "",
+        transfer_syntax_uid=transfer_syntax_uid,
         instance_number=root.integer(tags.INSTANCE_NUMBER),
         series=scan if problem else with_readout(scan, first, slices),
         frames=slices,
         problem=problem,
+        stored=stored,
     )
 
 

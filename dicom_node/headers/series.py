@@ -19,10 +19,13 @@ from dicom_node.headers.instance import Arrangement, FrameFacts, InstanceFacts
 from dicom_node.headers.problems import GeometryProblem, MissingSlices
 from dicom_node.headers.space import dot
 from rules.facts import Box, Directionality, SeriesFacts, Vec3
+from rules.patient import disagree
 
 
-def summarise(instances: Sequence[InstanceFacts]) -> SeriesFacts:
+def summarise(instances: Sequence[InstanceFacts], arranged: Arrangement | None = None) -> SeriesFacts:
     """What the headers of one series say together; never raises for strange content.
+
+    `arranged`: their volumes, where they are known already.
 
     Where its images form no volumes, `geometry_problem` says why and the other facts stay as far as known.
     Raises ValueError for no instances at all.
@@ -42,7 +45,7 @@ def summarise(instances: Sequence[InstanceFacts]) -> SeriesFacts:
         complex_components=tuple(sorted({frame.component for frame in frames if frame.component})),
     )
     try:
-        return _with_volumes(said, arrange(instances))
+        return _with_volumes(said, arranged or arrange(instances))
     except GeometryProblem as problem:
         lacking = isinstance(problem, MissingSlices)
         return _without_volumes(replace(said, geometry_problem=str(problem), incomplete=lacking), frames)
@@ -60,6 +63,7 @@ def _combined(instances: Sequence[InstanceFacts]) -> SeriesFacts:
         acquired=min((one.acquired for one in images if one.acquired), default=None),
         image_type=Counter(one.image_type for one in images).most_common(1)[0][0],
         contrast_agent=any(one.contrast_agent for one in images),
+        mixed_patients=disagree(one.patient_key for one in images),
         colour=any(one.colour for one in images),
         anisotropy_map=any(one.anisotropy_map for one in images),
     )

@@ -270,6 +270,19 @@ def test_shorter_ge_gradients_mean_smaller_b_values() -> None:
     assert found.direction == pytest.approx((0.0, 0.0, 1.0))
 
 
+def test_from_rx27_on_ge_writes_the_public_b_value_and_it_wins() -> None:
+    public = _ge([1000001000, 8, 0, 0], (0.0, 0.0, 1.0), DiffusionBValue=1000.0)
+    found = _diffusion(Vendor.GE, public)
+    assert (found.b_value, found.source) == (1000, "DiffusionBValue (0018,9087)")
+    empty = _ge([1000000800, 8, 0, 0], (0.0, 0.0, 1.0), DiffusionBValue=0.0)
+    assert (_diffusion(Vendor.GE, empty).b_value, _diffusion(Vendor.GE, empty).source) == (
+        800,
+        "GE (0043,1039)",
+    )
+    b0 = _ge([1000000000, 8, 0, 0], (0.0, 0.0, 0.0), DiffusionBValue=0.0)
+    assert _diffusion(Vendor.GE, b0).b_value == 0
+
+
 def test_a_ge_tensor_image_without_gradient_is_b_0() -> None:
     made = add_private(_ge([1000, 8, 0, 0], (0.0, 0.0, 0.0)), 0x0021, "GEMS_RELA_01", {0x5A: ("SL", 16)})
     assert _diffusion(Vendor.GE, made).b_value == 0
@@ -313,6 +326,16 @@ def test_philips_names_isotropic_images_by_a_letter() -> None:
     assert (found.b_value, found.directionality) == (1000, Directionality.ISOTROPIC)
 
 
+def test_a_philips_direction_that_only_the_private_elements_have() -> None:
+    private = {0xB0: ("FL", 0.6), 0xB1: ("FL", 0.0), 0xB2: ("FL", -0.8)}
+    made = add_private(dataset_of({"DiffusionBValue": 1000.0}), 0x2005, "Philips MR Imaging DD 001", private)
+    for implicit in (False, True):
+        found = _diffusion(Vendor.PHILIPS, made, implicit=implicit)
+        assert found.direction == pytest.approx((0.6, 0.0, -0.8))
+    made.DiffusionGradientOrientation = [0.0, 1.0, 0.0]
+    assert _diffusion(Vendor.PHILIPS, made).direction == (0.0, 1.0, 0.0)
+
+
 def test_the_order_of_philips_volumes() -> None:
     made = add_private(Dataset(), 0x2005, "Philips MR Imaging DD 005", {0x12: ("IS", 2), 0x13: ("IS", 14)})
     assert READERS[Vendor.PHILIPS].volume_order(header(made)) == (2, 14)
@@ -338,6 +361,36 @@ def test_old_canon_releases_write_the_b_value_as_a_comment() -> None:
     assert (found.b_value, found.direction) == (1500, None)  # that direction's frame is not validated
     public = dataset_of({"ImageComments": "b=1500(1,0,0)", "DiffusionBValue": 700.0})
     assert _diffusion(Vendor.CANON, public).b_value == 700
+
+
+def _canon(comment: str, **elements: object) -> Dataset:
+    made = {"PatientPosition": "HFS", "InPlanePhaseEncodingDirection": "COL", "DiffusionBValue": 1500.0}
+    return dataset_of({**made, "ImageComments": comment, **elements})
+
+
+def test_a_canon_direction_in_the_comment_turns_from_the_image_into_the_patient() -> None:
+    """Order and signs are those that dcm2niix gives for such a file (tests/peers/test_load_dcm2niix.py)."""
+    plane = oriented(TILTED)
+    found = _diffusion(Vendor.CANON, _canon("b=1500(0.000,1.000,0.000)"), plane)
+    assert found.direction == pytest.approx(np.negative(plane.row))
+    found = _diffusion(Vendor.CANON, _canon("b=1500(0.600,0.000,-0.800)"), plane)
+    assert found.direction == pytest.approx(np.dot(-0.6, plane.column) + np.dot(-0.8, plane.normal), abs=1e-6)
+    assert found.source == "DiffusionBValue (0018,9087)"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"PatientPosition": "FFS"}, {"InPlanePhaseEncodingDirection": "ROW"}, {"PatientPosition": ""}]
+)
+def test_a_canon_comment_that_nobody_validated_gives_no_direction(changed: dict[str, str]) -> None:
+    found = _diffusion(Vendor.CANON, _canon("b=1500(0.000,1.000,0.000)", **changed))
+    assert (found.b_value, found.direction) == (1500, None)
+
+
+def test_the_public_canon_direction_wins_and_a_trace_comment_has_none() -> None:
+    both = _canon("b=1500(0.000,1.000,0.000)", DiffusionGradientOrientation=[0.0, 0.0, 1.0])
+    assert _diffusion(Vendor.CANON, both).direction == (0.0, 0.0, 1.0)
+    trace = _diffusion(Vendor.CANON, _canon("b=1500(0.000,0.000,0.000)", PatientPosition="FFS"))
+    assert (trace.direction, trace.directionality) == (None, Directionality.ISOTROPIC)
 
 
 def test_canon_gradient_correction() -> None:

@@ -46,7 +46,7 @@ def test_a_t2_beside_the_dwi_is_taken_and_the_sentence_says_why():
     assert isinstance(outcome, Pairing)
     assert outcome.reference == t2()
     assert outcome.candidates[0].why == (
-        "the only suitable series: T2, same frame of reference, covers 100 % of the DWI's slab, "
+        "the only suitable series: T2, same frame of reference, covers 100 % of the diffusion images, "
         "slices parallel to the DWI's, acquired 20 minutes apart"
     )
     assert len(outcome.candidates[0].rank) == len(RANKING)
@@ -65,7 +65,7 @@ def test_a_t2_beside_the_dwi_is_taken_and_the_sentence_says_why():
         ({"voxel_mm": (3.4, 3.4, 3.4)}, Filter.RESOLUTION, "3.4 mm are too coarse (limit 2 mm)"),
         ({"voxel_mm": (1, 1, 10)}, Filter.RESOLUTION, "10 mm apart (limit 7 mm)"),
         ({"patient_position": "FFS"}, Filter.POSITION_CHANGED, "FFS, at the DWI HFS"),
-        ({"box": box((230, 230, 50))}, Filter.NO_OVERLAP, "covers only 43 % of the DWI's slab"),
+        ({"box": box((230, 230, 50))}, Filter.NO_OVERLAP, "covers only 43 % of the diffusion images"),
         ({"box": box((230, 230, 132), SAGITTAL)}, Filter.ORIENTATION, "tilted by 90°"),
         ({"geometry_problem": "Slice 3 is missing."}, Filter.INCOMPLETE, "no volume: slice 3 is missing"),
         ({"echo_times_ms": (), "description": "x", "protocol_name": "x"}, Filter.CONTRAST, "not known"),
@@ -142,7 +142,7 @@ def test_a_contrast_that_the_site_does_not_list_is_not_used():
         (t2(), t2(description="T2 TRA motion"), "its name speaks of motion or a repeat"),
         (t2(gradient_nonlinearity="ND"), t2(), "it is corrected for gradient nonlinearity, unlike the DWI"),
         (t2(), t2(frame_of_reference_uid="1.9"), "it has another frame of reference"),
-        (t2(), t2(box=box((230, 230, 104))), "it covers 89 % of the DWI's slab, the other 100 %"),
+        (t2(), t2(box=box((230, 230, 104))), "it covers 89 % of the diffusion images, the other 100 %"),
         (t1(), t1(box=box((256, 256, 256))), "its slices are tilted by 90° against the DWI's"),
         (t2(), t2(acquired=minutes(-50)), "acquired 50 minutes from the DWI, the other 20"),
         (t2(), t2(acquired=None), "it was acquired at an unknown time"),
