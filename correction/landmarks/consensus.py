@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.spatial import cKDTree
 
 from correction.grid import Frame, Grid
+from correction.landmarks import neighbourhood
 from correction.landmarks.points import FrameLandmarks, Landmarks
 
 Array = npt.NDArray[np.float64]
@@ -17,13 +18,17 @@ Flags = npt.NDArray[np.bool_]
 
 # lengths in mm; the order is that of the filters
 OFF_AXIS_MM = 1.5
-BOUND_MM = 20.0
-NEIGHBOURS = 8
-CONSENSUS_MM = 2.0
-FOLD_SLOPE = -0.8
+BOUND_MM = 50.0  # twice what is seen in practice: the neighbours decide, this stops the absurd
+CONSENSUS_MM, CONSENSUS_SCATTERS = 2.0, 3.0
 CELL_MM = 10.0
 MOST_PER_CELL = 6
 FEWEST = 30
+
+# How much a whole set is believed: half at this common error, and in proportion where it leaves more than
+# half of the head's larger cells empty.
+TRUSTED_MM = 0.4
+COVER_CELL_MM = 20.0
+FULL_COVER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,9 @@ class Consensus:
 
     kept: in patient space; in_frame: the same as shifts along phase encode, None when there is no axis or
     too few were left (`dropped` then says so). off_axis_mm: median offset away from phase encode, in the
-    frame's other two axes: above 1 mm the images are not rigidly aligned.
+    frame's other two axes: above 1 mm the images are not rigidly aligned. common_error_mm: how far
+    neighbours err together, None: unknown. trust: 0 … 1, the weight of the set that follows from it and
+    from how much of the head the landmarks cover. weight_files: of the matcher, SHA-256 by name.
     """
 
     matcher: str
@@ -41,6 +48,9 @@ class Consensus:
     in_frame: FrameLandmarks | None
     dropped: dict[str, int]
     off_axis_mm: tuple[float, float]
+    common_error_mm: float | None = None
+    trust: float = 0.0
+    weight_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -53,7 +63,7 @@ def nobody() -> Consensus:
 
 
 def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, one_axis: bool) -> Consensus:
-    """Filter landmarks by head mask, off-axis offset, bound, neighbours, folds and density.
+    """Filter landmarks by head mask, off-axis offset, bound, neighbours and density.
 
     grid, head: the head mask (a, b, p) and where it lies in `frame`. one_axis: the field lies along the
     frame's last axis only; otherwise only mask, bound, neighbours and density are applied.
@@ -76,24 +86,54 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
     drop("implausibly far", np.asarray((np.abs(shift) > BOUND_MM).any(axis=1)))
     lone = np.zeros(len(score), dtype=bool)
     for _ in range(2):
-        lone |= _disagreeing(fixed, shift, alive & ~lone)
+        lone |= _disagreeing(fixed, shift[:, 2:] if one_axis else shift, alive & ~lone)
     drop("against their neighbours", lone)
-    if one_axis:
-        drop("folding", _folding(fixed, shift[:, 2], score, alive))
+    error = _common_error(fixed[alive], shift[alive]) if one_axis else None
     drop("crowded", _crowded(fixed, score, alive))
+    found = Consensus(
+        landmarks.matcher, len(landmarks), None, None, dropped, (float(off_axis[0]), float(off_axis[1])),
+        error, weight_files=landmarks.weight_files,
+    )  # fmt: skip
     if alive.sum() < FEWEST:
         dropped["too few left"] = int(alive.sum())
-        return Consensus(landmarks.matcher, len(landmarks), None, None, dropped, (off_axis[0], off_axis[1]))
+        return found
+    trust = _trust(error, _covered(fixed[alive], grid, head))
     in_frame = None
     if one_axis:
         in_frame = FrameLandmarks(
             torch.from_numpy(fixed[alive]), torch.from_numpy(shift[alive, 2]).float(),
-            torch.from_numpy(score[alive]).float(),
+            torch.full((int(alive.sum()),), trust),
         )  # fmt: skip
-    return Consensus(
-        landmarks.matcher, len(landmarks), landmarks.keep(alive), in_frame, dropped,
-        (float(off_axis[0]), float(off_axis[1])),
-    )  # fmt: skip
+    return replace(found, kept=landmarks.keep(alive), in_frame=in_frame, trust=trust)
+
+
+def _trust(common_error_mm: float | None, covered: float) -> float:
+    certain = 1.0 if common_error_mm is None else 1.0 / (1.0 + (common_error_mm / TRUSTED_MM) ** 2)
+    return certain * min(1.0, covered / FULL_COVER)
+
+
+def _covered(points: Array, grid: Grid, head: torch.Tensor) -> float:
+    """Share of the head's cells that hold a landmark; cells with little head in them do not count."""
+    first, spacing = np.asarray(grid.first_mm), np.asarray(grid.spacing_mm)
+    voxels = np.argwhere(head.cpu().numpy()) * spacing + first
+    cells, count = np.unique(np.floor(voxels / COVER_CELL_MM), axis=0, return_counts=True)
+    full = {tuple(cell) for cell in cells[count * spacing.prod() > 0.5 * COVER_CELL_MM**3]}
+    held = {tuple(cell) for cell in np.floor(points / COVER_CELL_MM)}
+    return len(full & held) / len(full) if full else 0.0
+
+
+def _common_error(points: Array, shift: Array) -> float | None:
+    """The largest over the axes across phase encode.
+
+    A landmark from a slice has no shift across it, and one that was searched along phase encode has none
+    at all: exact zeros say nothing.
+    """
+    found = []
+    for axis in (0, 1):
+        free = np.abs(shift[:, axis]) > 1e-6
+        error = neighbourhood.common_error(points[free], shift[free, axis])
+        found += [] if error is None else [error]
+    return max(found, default=None)
 
 
 def _in_head(points: Array, grid: Grid, head: torch.Tensor) -> Flags:
@@ -104,31 +144,13 @@ def _in_head(points: Array, grid: Grid, head: torch.Tensor) -> Flags:
 
 
 def _disagreeing(points: Array, shift: Array, alive: Flags) -> Flags:
-    """Farther from the median of the nearest neighbours than max(2 mm, 3 robust SDs) in any axis."""
+    """Too far, in any axis of shift (N, axes), from what the neighbours predict there."""
     bad = np.zeros(len(points), dtype=bool)
     where = np.flatnonzero(alive)
-    if len(where) <= NEIGHBOURS:
-        return bad
-    near = cKDTree(points[where]).query(points[where], k=NEIGHBOURS + 1)[1][:, 1:]
-    around = shift[where][near]
-    median = np.median(around, axis=1)
-    spread = 1.4826 * np.median(np.abs(around - median[:, None]), axis=1)
-    bad[where] = (np.abs(shift[where] - median) > np.maximum(CONSENSUS_MM, 3 * spread)).any(axis=1)
-    return bad
-
-
-def _folding(points: Array, shift: Array, score: Array, alive: Flags) -> Flags:
-    """The weaker of two neighbours whose shifts would swap their order along phase encode."""
-    bad = np.zeros(len(points), dtype=bool)
-    where = np.flatnonzero(alive)
-    if len(where) < 2:
-        return bad
-    squeezed = points[where] * np.array([2.0, 2.0, 1.0])  # neighbours along the axis, not beside it
-    for one, other in cKDTree(squeezed).query_pairs(CELL_MM):
-        a, b = where[one], where[other]
-        gap = points[b, 2] - points[a, 2]
-        if abs(gap) > 1.0 and (shift[b] - shift[a]) / gap < FOLD_SLOPE:
-            bad[a if score[a] < score[b] else b] = True
+    for along in shift[where].T:
+        predicted, scatter = neighbourhood.planes(points[where], along)
+        limit = np.maximum(CONSENSUS_MM, CONSENSUS_SCATTERS * scatter)
+        bad[where] |= np.abs(along - predicted) > limit
     return bad
 
 

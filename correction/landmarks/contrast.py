@@ -1,22 +1,26 @@
 """Drawing a volume so that reference and b = 0 look alike, as far as a matcher needs it.
 
-A b = 0 is T2-weighted: fluid bright, white matter dark. T2 and FLAIR resemble it; a T1 is close to its
-negative, and matchers fail on negatives. So the reference is drawn either as it is or inverted inside the
-head (air stays black). Which of the two, the matches say themselves: see `find`.
+A b = 0 is T2-weighted: fluid bright, white matter dark. A T2 resembles it; a T1 is close to its negative,
+and matchers fail on negatives; a FLAIR agrees with it but for the fluid, and then corners are found on the
+wrong side of every sulcus. So the reference is drawn in one of several tones: as it is, inverted inside the
+head (air stays black), or with each brightness replaced by what the b = 0 shows there on average. Which of
+them, the matches say themselves: see `find`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from correction import preprocess, smooth
-from correction.grid import Frame, Grid, resample
+from correction.grid import Frame, Grid, resample, sample
 from correction.landmarks.views import Pictures, Plane, smooth_pictures
 from correction.volume import Volume
 
@@ -25,12 +29,31 @@ BLACK, WHITE = 0.01, 0.995
 HEAD_THRESHOLD, CLOSING_MM = 0.12, 7.0
 SHADING_MM = 25.0
 
+# a tone learned from the pair: bins of brightness, their smoothing (bins), voxels that make a bin count,
+# and how deep below the skin is looked, so that dark skull does not speak for dark fluid
+BINS, BLUR_BINS, FEWEST_VOXELS = 48, 1.5, 20
+DEPTH_MM = 12.0
+NEIGHBOURS = 12  # landmarks whose mean shift moves a voxel
 
-class Contrast(StrEnum):
-    """How an image is shown to the matcher."""
 
-    AS_IS = "as it is"
-    INVERTED = "inverted"
+@dataclass(frozen=True, slots=True, eq=False)
+class Tone:
+    """How an image is shown to the matcher: the brightness drawn for brightness 0 … 1, evenly spaced."""
+
+    name: str
+    curve: npt.NDArray[np.float32]
+
+    def __call__(self, brightness: Tensor) -> Tensor:
+        """The same shape, [0, 1] → [0, 1], linear between the curve's points."""
+        position = brightness * (len(self.curve) - 1)
+        below = position.floor().clamp(0, len(self.curve) - 2)
+        curve = torch.from_numpy(self.curve)
+        index = below.long()
+        return torch.lerp(curve[index], curve[index + 1], position - below)
+
+
+AS_IS = Tone("as it is", np.array([0.0, 1.0], dtype=np.float32))
+INVERTED = Tone("inverted", np.array([1.0, 0.0], dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,12 +88,57 @@ class Subject:
         affine = _affine(frame, grid)
         return cls(Pictures.of(volume), Volume(weight, affine), Volume(mean, affine), black, white)
 
-    def draw(self, planes: Sequence[Plane], contrast: Contrast) -> Tensor:
+    def draw(self, planes: Sequence[Plane], tone: Tone) -> Tensor:
         """(B, rows, columns) in [0, 1], free of shading, air black. Planes of one shape."""
         head = smooth_pictures(self.head, planes) > 0.5
         image = self.pictures.on(planes, head) / smooth_pictures(self.mean, planes).clamp(min=1e-12)
-        scaled = ((image - self.black) / max(self.white - self.black, 1e-12)).clamp(0, 1)
-        return (1.0 - scaled if contrast is Contrast.INVERTED else scaled) * head
+        return tone(self._scaled(image)) * head
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        return ((image - self.black) / max(self.white - self.black, 1e-12)).clamp(0, 1)
+
+    def brightness(self, frame: Frame, grid: Grid) -> Tensor:
+        """(A, B, P) in [0, 1] on the overview grid."""
+        image, _ = resample(self.pictures.volume, frame, grid)
+        return self._scaled(image.clamp(min=0) / self.mean.data.clamp(min=1e-12))
+
+
+def learned(
+    reference: Subject, b0: Subject, frame: Frame, grid: Grid,
+    points_mm: npt.NDArray[np.float64], shift_mm: npt.NDArray[np.float64],
+) -> Tone | None:  # fmt: skip
+    """The mean brightness of the b = 0 for each brightness of the reference; None where too little is seen.
+
+    grid: the subjects' overview grid. points_mm (N, 3), shift_mm (N, 3): landmarks in frame mm that move
+    the b = 0 roughly into place first.
+    """
+    deep = (reference.head.data > 0.5).numpy()
+    deep = (
+        ndimage.distance_transform_edt(np.pad(deep, 1), sampling=grid.spacing_mm)[1:-1, 1:-1, 1:-1] > DEPTH_MM
+    )
+    index = np.argwhere(deep)
+    if len(points_mm) < NEIGHBOURS or len(index) < BINS * FEWEST_VOXELS:
+        return None
+    spacing = np.asarray(grid.spacing_mm)
+    near = cKDTree(points_mm).query(index * spacing + np.asarray(grid.first_mm), k=NEIGHBOURS)[1]
+    there = torch.from_numpy((index + shift_mm[near].mean(axis=1) / spacing).T).float()
+    shown = sample(torch.stack([b0.brightness(frame, grid), b0.head.data]), there)
+    inside = shown[1].numpy() > 0.5
+    wanted = shown[0].numpy()[inside]
+    source = reference.brightness(frame, grid).numpy()[deep][inside]
+    bins = np.minimum((source * BINS).astype(int), BINS - 1)
+    count, total = (
+        ndimage.gaussian_filter1d(np.bincount(bins, weights=w, minlength=BINS), BLUR_BINS, mode="constant")
+        for w in (np.ones_like(wanted), wanted)
+    )
+    filled = count > FEWEST_VOXELS
+    if filled.sum() < 2:
+        return None
+    levels = np.arange(BINS)
+    mean = np.interp(levels, levels[filled], total[filled] / count[filled])
+    low, high = np.quantile(mean[bins], [BLACK, WHITE])
+    curve = ((mean - low) / max(high - low, 1e-12)).clip(0, 1)
+    return Tone("as b = 0", curve.astype(np.float32))
 
 
 def _affine(frame: Frame, grid: Grid) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

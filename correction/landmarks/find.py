@@ -8,7 +8,7 @@ unknown and the field free, as in the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from torch import Tensor
 from correction import preprocess
 from correction.errors import SettingsError
 from correction.grid import Frame, Grid
-from correction.landmarks import matchers, mind_blocks, views
-from correction.landmarks.consensus import agree
-from correction.landmarks.contrast import Contrast, Subject
-from correction.landmarks.matchers import Matcher, XFeatLighterGlue
+from correction.landmarks import contrast, matchers, mind_blocks, views
+from correction.landmarks.consensus import Consensus, agree
+from correction.landmarks.contrast import AS_IS, INVERTED, Subject, Tone
+from correction.landmarks.features import Matcher
 from correction.landmarks.points import Landmarks
 from correction.landmarks.views import Plane
 from correction.landmarks.weights import WeightsError
@@ -67,33 +67,35 @@ def find_landmarks(
     b0 = Volume(preprocess.finite("b = 0", b0.data), b0.affine)
     reference = Volume(preprocess.finite("reference", reference.data), reference.affine)
     chosen = _matcher(matcher, weights_dir, device, phase_encoding is not None)
-    if chosen is None:
-        return mind_blocks.find(b0, reference, frame)
+    if not isinstance(chosen, Matcher):
+        return replace(mind_blocks.find(b0, reference, frame), matcher=chosen)
     pair = _Pair.of(b0, reference, frame, slicing)
     axes = (0, 1, 2) if phase_encoding is None else (0, 1)
     stacks = [stack for axis in axes if (stack := pair.stack(axis, slicing))]
     if not stacks:
         return _joined([], chosen.name)
-    contrast, tried = _contrast(pair, stacks, chosen, slicing, phase_encoding is not None)
+    tone, tried = _tone(pair, stacks, chosen, slicing, phase_encoding is not None)
     parts = [tried]
     for stack in stacks:
         trial = _trial(stack, slicing)
         rest = [plane for plane in stack if not any(plane is one for one in trial)]
-        parts.append(pair.match(chosen, rest, contrast, slicing))
-    return _joined(parts, f"{chosen.name}, reference {contrast}")
+        parts.append(pair.match(chosen, rest, tone, slicing))
+    found = _joined(parts, f"{chosen.name}, reference {tone.name}")
+    return replace(found, weight_files=dict(chosen.weights))
 
 
-def _matcher(name: str, weights_dir: Path | None, device: str, one_axis: bool) -> Matcher | None:
-    """None for MIND blocks, which search along one known axis."""
+def _matcher(name: str, weights_dir: Path | None, device: str, one_axis: bool) -> Matcher | str:
+    """The matcher, or for MIND blocks, which search along one known axis, what to call them."""
     if name == mind_blocks.NAME:
         if not one_axis:
             raise SettingsError("mind-blocks searches along phase encode and needs to know the axis.")
-        return None
+        return name
+    wanted = matchers.AUTO if name == "auto" else name
     try:
-        return matchers.matcher(XFeatLighterGlue.name if name == "auto" else name, weights_dir, device)
+        return matchers.matcher(wanted, weights_dir, device)
     except WeightsError:
         if name == "auto" and one_axis:
-            return None
+            return f"{mind_blocks.NAME}, for want of {wanted}"
         raise
 
 
@@ -148,14 +150,12 @@ class _Pair:
         ]
         return planes if planes and min(planes[0].shape) >= slicing.fewest_pixels else []
 
-    def match(
-        self, matcher: Matcher, planes: Sequence[Plane], contrast: Contrast, slicing: Slicing
-    ) -> Landmarks:
+    def match(self, matcher: Matcher, planes: Sequence[Plane], tone: Tone, slicing: Slicing) -> Landmarks:
         """Landmarks of planes of one shape, in patient space."""
         parts = []
         for start in range(0, len(planes), slicing.batch):
             some = planes[start : start + slicing.batch]
-            found = matcher.match(self.reference.draw(some, contrast), self.b0.draw(some, Contrast.AS_IS))
+            found = matcher.match(self.reference.draw(some, tone), self.b0.draw(some, AS_IS))
             parts += [
                 Landmarks(
                     plane.to_lps(matches.fixed.double().numpy()),
@@ -173,22 +173,30 @@ def _trial(stack: Stack, slicing: Slicing) -> Stack:
     return [stack[index] for index in sorted({int(s * len(stack)) for s in share.tolist()})]
 
 
-def _contrast(
+def _tone(
     pair: _Pair, stacks: Sequence[Stack], matcher: Matcher, slicing: Slicing, one_axis: bool
-) -> tuple[Contrast, Landmarks]:
-    """The contrast under which more matches agree with one another, and the matches of its trial.
+) -> tuple[Tone, Landmarks]:
+    """The tone under which most matches agree with one another, and the matches of its trial.
 
-    The header's name of a contrast is not needed: a negative loses nine of ten matches.
+    The header's name of a contrast is not needed: a negative loses nine of ten matches. The better of the
+    two plain tones moves the b = 0 into place, and from there the third is learned.
     """
-    best: tuple[int, Contrast, Landmarks] | None = None
-    for contrast in Contrast:
-        trial = [pair.match(matcher, _trial(stack, slicing), contrast, slicing) for stack in stacks]
+
+    def tried(tone: Tone) -> tuple[int, Tone, Landmarks, Consensus]:
+        trial = [pair.match(matcher, _trial(stack, slicing), tone, slicing) for stack in stacks]
         found = _joined(trial, matcher.name)
         agreed = agree(found, pair.frame, pair.grid, pair.heads, one_axis)
         crowd = agreed.dropped.get("crowded", 0) + agreed.dropped.get("too few left", 0)
-        if best is None or agreed.count + crowd > best[0]:
-            best = (agreed.count + crowd, contrast, found)
-    assert best is not None
+        return agreed.count + crowd, tone, found, agreed
+
+    best = max((tried(tone) for tone in (AS_IS, INVERTED)), key=lambda trial: trial[0])
+    if best[3].kept is not None:
+        fixed, moving = (
+            pair.frame.points_from_lps(p) for p in (best[3].kept.fixed_mm, best[3].kept.moving_mm)
+        )
+        tone = contrast.learned(pair.reference, pair.b0, pair.frame, pair.grid, fixed, moving - fixed)
+        if tone is not None:
+            best = max(best, tried(tone), key=lambda trial: trial[0])
     return best[1], best[2]
 
 

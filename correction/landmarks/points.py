@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ class Landmarks:
 
     fixed_mm: (N, 3) patient LPS in the undistorted reference. moving_mm: (N, 3) patient LPS where it
     appears in the distorted b = 0, so that u(fixed) = moving − fixed. confidence: (N,) in [0, 1].
+    weight_files: SHA-256 by name of the files that the matcher was loaded from.
     Raises ShapeError when the three do not fit together.
     """
 
@@ -25,6 +27,7 @@ class Landmarks:
     moving_mm: npt.NDArray[np.float64]
     confidence: npt.NDArray[np.float64]
     matcher: str = "given"
+    weight_files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         fixed = np.asarray(self.fixed_mm, dtype=np.float64)
@@ -48,19 +51,28 @@ class Landmarks:
         return len(self.confidence)
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> Landmarks:
-        return Landmarks(self.fixed_mm[chosen], self.moving_mm[chosen], self.confidence[chosen], self.matcher)
+        return replace(
+            self, fixed_mm=self.fixed_mm[chosen], moving_mm=self.moving_mm[chosen],
+            confidence=self.confidence[chosen],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class FrameLandmarks:
-    """Landmarks as shifts along phase encode, in frame mm: fixed_mm (N, 3), shift_mm (N,), weight (N,)."""
+    """Landmarks as shifts along phase encode, in frame mm: fixed_mm (N, 3), shift_mm (N,), weight (N,).
+
+    A weight of 1 is that of a landmark of a set that is fully believed.
+    """
 
     fixed_mm: Tensor
     shift_mm: Tensor
     weight: Tensor
 
     def loss(self, field_mm: Tensor, huber_mm: float) -> Tensor:
-        """Weighted mean pseudo-Huber distance, mm² near zero and mm far away."""
+        """Mean pseudo-Huber distance times weight: mm² near zero, mm far away, over huber_mm.
+
+        Not divided by the sum of the weights: a set of little trust is to pull little.
+        """
         residual = (field_mm - self.shift_mm) / huber_mm
         cost = torch.sqrt(1.0 + residual**2) - 1.0
-        return (self.weight * cost).sum() / self.weight.sum().clamp(min=1e-12)
+        return (self.weight * cost).mean()

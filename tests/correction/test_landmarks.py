@@ -42,29 +42,61 @@ def test_wrong_landmarks_are_dropped_and_counted() -> None:
     moving = good.moving_mm.copy()
     moving[:60, 1] += random.choice([-9.0, 9.0], 60)  # against their neighbours
     moving[60:100, 0] += 8.0  # off the axis
-    moving[100:110, 1] += 50.0  # implausible
+    moving[100:110, 1] += 60.0  # implausible
     landmarks = Landmarks(good.fixed_mm, moving, good.confidence)
     found = agree(landmarks, FRAME, GRID, EVERYWHERE, one_axis=True)
     assert found.dropped["off the phase-encode axis"] >= 40
     assert found.dropped["implausibly far"] >= 10
-    assert found.dropped["against their neighbours"] >= 50
+    assert found.dropped["against their neighbours"] >= 45
     assert found.kept is not None
     wrong = {tuple(point) for point in good.fixed_mm[:110]}
     assert sum(tuple(point) in wrong for point in found.kept.fixed_mm) <= 3
 
 
-def test_the_weaker_of_two_that_would_fold_goes() -> None:
+def test_landmarks_over_a_steep_shift_are_kept() -> None:
+    """Over the sinuses the shift changes by half a millimetre a millimetre: no reason to doubt."""
     good = _planted()
-    pair_fixed = np.array([[50.0, 60.0, 40.0], [50.0, 63.0, 40.0]])
-    pair_moving = pair_fixed + np.array([[0, 3.5, 0], [0, 0.5, 0]])  # meet on the way
-    landmarks = Landmarks(
-        np.vstack([pair_fixed, good.fixed_mm]), np.vstack([pair_moving, good.moving_mm]),
-        np.concatenate([[0.9, 0.3], good.confidence]),
-    )  # fmt: skip
+    steep = np.exp(-((good.fixed_mm - [50, 85, 40]) ** 2).sum(axis=1) / (2 * 12.0**2))
+    moving = good.moving_mm.copy()
+    moving[:, 1] += 10.0 * steep
+    landmarks = Landmarks(good.fixed_mm, moving, good.confidence)
     found = agree(landmarks, FRAME, GRID, EVERYWHERE, one_axis=True)
-    assert found.dropped["folding"] + found.dropped["against their neighbours"] >= 1
-    assert found.kept is not None
-    assert not any(np.allclose(point, pair_fixed[1]) for point in found.kept.fixed_mm)
+    assert found.dropped["against their neighbours"] < 0.03 * len(good)
+
+
+def test_a_set_whose_landmarks_err_together_is_trusted_less() -> None:
+    good = _planted(2000)
+    assert (sure := agree(good, FRAME, GRID, EVERYWHERE, one_axis=True)).trust > 0.8
+    assert sure.common_error_mm is not None
+    assert sure.common_error_mm < 0.2
+    moving = good.moving_mm.copy()
+    moving[:, 0] += 0.8 * np.sin(good.fixed_mm[:, 1] / 20) * np.cos(good.fixed_mm[:, 2] / 20)
+    together = Landmarks(good.fixed_mm, moving, good.confidence)
+    unsure = agree(together, FRAME, GRID, EVERYWHERE, one_axis=True)
+    assert unsure.common_error_mm == pytest.approx(0.4, abs=0.12)
+    assert unsure.trust < 0.65
+    assert unsure.in_frame is not None
+    assert sure.in_frame is not None
+    same = torch.zeros(unsure.count)
+    assert float(unsure.in_frame.weight.mean()) == pytest.approx(unsure.trust, abs=1e-6)
+    assert float(unsure.in_frame.loss(same, 1.5)) < float(sure.in_frame.loss(torch.zeros(sure.count), 1.5))
+
+
+def test_a_turn_of_the_whole_image_is_no_common_error() -> None:
+    good = _planted(2000)
+    moving = good.moving_mm.copy()
+    moving[:, 0] += 0.02 * (good.fixed_mm[:, 1] - 60)
+    found = agree(Landmarks(good.fixed_mm, moving, good.confidence), FRAME, GRID, EVERYWHERE, one_axis=True)
+    assert found.common_error_mm is not None
+    assert found.common_error_mm < 0.2
+
+
+def test_landmarks_in_a_corner_of_the_head_are_trusted_less() -> None:
+    good = _planted(3000)
+    corner = good.keep(good.fixed_mm[:, 1] < 35)
+    found = agree(corner, FRAME, GRID, EVERYWHERE, one_axis=True)
+    assert 0.2 < found.trust < 0.85
+    assert found.trust < agree(good, FRAME, GRID, EVERYWHERE, one_axis=True).trust
 
 
 def test_landmarks_outside_the_head_and_too_few_landmarks_are_not_used() -> None:

