@@ -13,6 +13,7 @@ import torch
 
 from correction.errors import SettingsError
 from correction.landmarks import WeightsError, matchers, mind_blocks
+from correction.landmarks.weights import APACHE
 from dicom_node.config import Settings, remarks
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.node import peers, recipe
@@ -100,11 +101,17 @@ def _matcher(settings: Settings) -> Check:
     if name in ("none", mind_blocks.NAME):
         return Check("matcher", Mark.TICK, name)
     try:
-        found = matchers.matcher(matchers.XFeatLighterGlue.name if name == "auto" else name, folder)
+        found = matchers.matcher(matchers.AUTO if name == "auto" else name, folder)
     except WeightsError as error:
         if name == "auto":
             return Check("matcher", Mark.REMARK, f"auto takes {mind_blocks.NAME}: {error}")
         return Check("matcher", Mark.CROSS, str(error))
+    if restricted := sorted(
+        f"{file.name}: {file.licence}" for file in matchers.FILES[found.name] if file.licence != APACHE
+    ):
+        return Check(
+            "matcher", Mark.REMARK, f"{found.name}, whose licence forbids most uses: {restricted[0]}"
+        )
     return Check("matcher", Mark.TICK, found.name)
 
 

@@ -216,6 +216,36 @@ def init(
     )
 
 
+@app.command()
+def weights(as_json: Json = False) -> None:
+    """Show which matcher weights are found, where, with their hashes and licences."""
+    from dicom_node.matcher_weights import survey
+
+    settings = _settings_if_named()
+    wanted, folder = ("auto", None)
+    if settings is not None:
+        wanted, folder = settings.correction.matcher, settings.correction.weights_dir
+    found = survey(folder)
+    if as_json:
+        _print_json({"configured": wanted, "matchers": [asdict(item) for item in found]})
+    else:
+        for item in found:
+            out.print("[green]✓[/] " if item.usable else "[red]✗[/] ", end="")
+            out.print(item.matcher + (" (auto takes it)" if item.auto else ""), markup=False)
+            for file in item.files:
+                where = file.path or f"not found: {file.source}"
+                out.print(f"    {file.name}: {where}", markup=False)
+                out.print(
+                    f"      {file.licence}" + (f"; SHA-256 {file.sha256}" if file.path else ""), markup=False
+                )
+            if item.problem and all(file.path for file in item.files):
+                out.print(f"    {item.problem}", markup=False)
+    if any(
+        not item.usable and (item.matcher == wanted or (item.auto and wanted == "auto")) for item in found
+    ):
+        raise typer.Exit(OTHER)
+
+
 # ------------------------------------------------------------------------------------------ one correction
 
 
@@ -229,7 +259,7 @@ def correct(
     method: Annotated[str | None, typer.Option(help="clinical or paper.")] = None,
     matcher: Annotated[
         str | None,
-        typer.Option(help="Landmarks: none, auto, xfeat-lighterglue, disk-lightglue or mind-blocks."),
+        typer.Option(help="Landmarks: auto, none, or a matcher that `dicom-node weights` lists."),
     ] = None,
     phase_encoding: Annotated[
         str | None, typer.Option(help="i, i-, j, j-, k, k-, or none for free 3-D.")
@@ -470,6 +500,9 @@ def _print_job(document: dict[str, Any]) -> None:
         why = f": {delivery['reason']['text']}" if delivery["reason"] else ""
         tries = f"{delivery['attempts']} attempts"
         out.print(f"  to {delivery['destination']}: {delivery['state']}, {tries}{why}", markup=False)
+    for note in document["withdrawals"]:
+        why = f": {note['reason']['text']}" if note["reason"] else ""
+        out.print(f"  rejection to {note['destination']}: {note['state']}{why}", markup=False)
     for candidate in document["choice"] or ():
         out.print(f"  reference series {candidate['series_number']}: {candidate['why']}", markup=False)
 
@@ -511,6 +544,16 @@ def withhold(job_id: JobId) -> None:
 
     job = decisions.withhold(_ledger(_settings()), job_id, _who())
     out.print(f"Job {job.id} is {job.state}.")
+
+
+@app.command()
+def withdraw(job_id: JobId) -> None:
+    """Take back what was sent: tell those who have it to reject it."""
+    from dicom_node import decisions
+
+    settings = _settings()
+    job = decisions.withdraw(_ledger(settings), job_id, _who(), settings.deliver_to)
+    out.print(f"Job {job.id} is {job.state}: {job.reason_text}.", markup=False)
 
 
 # ---------------------------------------------------------------------------------------------------- demo

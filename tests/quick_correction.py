@@ -28,7 +28,7 @@ SETTINGS = (
     ("least_gain", "-1"),
     ("most_structure_ratio", "10"),
 )
-RECIPE = Recipe(device="cpu", overrides=SETTINGS)
+RECIPE = Recipe(device="cpu", overrides=SETTINGS, matcher="none")
 
 
 @cache

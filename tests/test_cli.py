@@ -88,7 +88,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-QUICK = [word for key, value in SETTINGS for word in ("--set", f"{key}={value}")]
+QUICK = ["--matcher", "none", *(word for key, value in SETTINGS for word in ("--set", f"{key}={value}"))]
 
 
 def config_file(folder: Path, root: Path, port: int = 11119, **more: Any) -> Path:
