@@ -8,18 +8,19 @@ then on a fine grid around the result. Every stage's answer, and "nothing", stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from correction import cost, preprocess, similarity, spline
+from correction import cost, preprocess, similarity
+from correction.fit import Fit, fit_shifts
 from correction.grid import Frame, Grid, Shape, Triple, resample
 from correction.landmarks import FrameLandmarks
 from correction.methods import Clinical
-from correction.spline import Lattice
+from correction.shifts import ShiftField
+from correction.susceptibility import AirFields, air_fields
 from correction.volume import Volume
 
 
@@ -36,69 +37,6 @@ class Candidate:
 
     name: str
     field: Field
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One spline of shifts along the last frame axis; coefficients (nA, nB, nP), mm."""
-
-    lattice: Lattice
-    coefficients: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class ShiftField:
-    """Splines applied one after the other: x → x + r(x), then + u(·) of the stages before.
-
-    With J > 0 in every stage the whole has J > 0. No stages: the identity.
-    """
-
-    stages: tuple[Stage, ...] = ()
-
-    def then(self, stage: Stage) -> ShiftField:
-        """The field whose first step on x is the new, finer stage."""
-        return ShiftField((*self.stages, stage))
-
-    def on(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Shift in mm and Jacobian 1 + ∂u/∂p at the grid's voxels: two (A, B, P) tensors."""
-        device = self.stages[0].coefficients.device if self.stages else torch.device("cpu")
-        position = grid.coordinates(2, device).float().expand(grid.shape).contiguous()
-        start = position
-        jacobian = torch.ones_like(position)
-        for stage in reversed(self.stages):
-            value, slope = _along_last(stage, grid, position)
-            position = position + value
-            jacobian = jacobian * (1.0 + slope)
-        return position - start, jacobian
-
-    def vectors(self, frame: Frame, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Displacement (3, A, B, P) in frame mm and Jacobian (A, B, P); the Field protocol."""
-        shift, jacobian = self.on(grid)
-        return torch.stack([torch.zeros_like(shift), torch.zeros_like(shift), shift]), jacobian
-
-    def at(self, points_mm: Tensor) -> Tensor:
-        """Shift (N,) at (N, 3) frame points."""
-        moved = points_mm.clone()
-        for stage in reversed(self.stages):
-            taps = spline.point_taps(stage.lattice, moved)
-            moved[:, 2] += spline.at_points(stage.coefficients, taps)
-        return moved[:, 2] - points_mm[:, 2]
-
-
-def _along_last(stage: Stage, grid: Grid, position_mm: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and slope of a stage at positions (A, B, P) along the last axis, on the grid in the others."""
-    device = position_mm.device
-    a, b = (stage.lattice.axis_matrix(grid.coordinates(axis, device), axis) for axis in (0, 1))
-    rows = torch.einsum("ai,bj,ijp->abp", a, b, stage.coefficients)  # splines along p on every line
-    flat = position_mm.reshape(-1)
-    values = []
-    for derivative in (0, 1):
-        first, weights = stage.lattice.taps(flat, 2, derivative)
-        line = torch.arange(rows.shape[0] * rows.shape[1], device=device).repeat_interleave(grid.shape[2])
-        start = line * rows.shape[2] + first
-        taps = rows.reshape(-1)[start[:, None] + torch.arange(4, device=device)]
-        values.append((taps * weights.float()).sum(1).reshape(position_mm.shape))
-    return values[0], values[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,81 +132,6 @@ def shifted(image: Tensor, shift_mm: Tensor, spacing_mm: float) -> Tensor:
     return image.gather(-1, first) * (1 - part) + image.gather(-1, first + 1) * part
 
 
-def fit_spline(
-    volume: cost.CostVolume,
-    start: Tensor | None,
-    spacings_mm: tuple[float, ...],
-    bending_weight: float,
-    settings: Clinical,
-    iterations: int,
-    landmarks: FrameLandmarks | None = None,
-    landmark_weight: float = 0.0,
-) -> tuple[Stage, float]:
-    """B-spline of shifts that minimises cost + λ·bending + landmarks + fold penalty, coarse to fine.
-
-    start: (A, B, P) mm on the cost volume's grid, or None for zero. Returns the stage, its differences
-    cut to the fold limit, and the energy.
-    """
-    dense = start
-    stage, energy = None, float("inf")
-    for spacing in spacings_mm:
-        lattice = Lattice.over(volume.grid, spacing)
-        matrices = spline.grid_matrices(lattice, volume.grid, device=str(volume.cost.device))
-        bending = spline.Bending(lattice, volume.cost.device)
-        if dense is None:
-            initial = torch.zeros(lattice.shape, device=volume.cost.device)
-        else:
-            initial = spline.unfold(
-                spline.fit(lattice, volume.grid, dense), lattice.spacing_mm[2], settings.least_jacobian
-            )
-        taps = spline.point_taps(lattice, landmarks.fixed_mm) if landmarks is not None else None
-
-        def objective(
-            c: Tensor, m: tuple[Tensor, Tensor, Tensor] = matrices, bend: spline.Bending = bending,
-            lat: Lattice = lattice, at: spline.PointTaps | None = taps,
-        ) -> Tensor:  # fmt: skip
-            value = volume.mean(spline.evaluate(c, m)) + bending_weight * bend(c)
-            value = value + settings.fold_weight * spline.fold_penalty(
-                c, lat.spacing_mm[2], settings.least_jacobian
-            )
-            if landmarks is not None and at is not None:
-                value = value + landmark_weight * landmarks.loss(
-                    spline.at_points(c, at), settings.landmark_huber_mm
-                )
-            return value
-
-        coefficients, _ = minimise(objective, initial, iterations)
-        coefficients = spline.unfold(coefficients, lattice.spacing_mm[2], settings.least_jacobian)
-        with torch.no_grad():
-            energy = float(objective(coefficients))
-        stage = Stage(lattice, coefficients)
-        dense = spline.evaluate(coefficients, matrices)
-    assert stage is not None
-    return stage, energy
-
-
-def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, float]:
-    """L-BFGS with strong Wolfe line search from `start`; the minimiser and its value."""
-    parameter = start.detach().clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS(
-        [parameter],
-        max_iter=iterations,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_change=1e-7,
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = objective(parameter)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return parameter.detach(), float(objective(parameter))
-
-
 def costs(
     view: Scene, moving: Tensor, moving_mask: Tensor, reach_mm: float, step_mm: float, aggregation_mm: float,
     pooled_mm: float, settings: Clinical,
@@ -291,10 +154,8 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
         view, view.b0, view.b0_mask, reach, settings.wide_step_mm, 2 * settings.aggregation_mm,
         2 * settings.pooled_mm, settings,
     )  # fmt: skip
-    stage, _ = fit_spline(
-        table, None, settings.wide_spacings_mm, settings.wide_bending, settings, settings.iterations
-    )
-    field = ShiftField((stage,))
+    fit = fit_shifts(table, settings.wide_spacings_mm, settings.wide_bending, settings, settings.iterations)
+    field = ShiftField((fit.stage,))
     shift = field.on(table.grid)[0][table.weight > 0.3].abs()
     return field, float(torch.quantile(shift, 0.99)) if len(shift) else 0.0
 
@@ -302,7 +163,7 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
 def coarse_search(
     pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None
 ) -> list[tuple[str, ShiftField]]:
-    """One field for each strength of bending, by name.
+    """One field for each strength of bending, without and with the fields of air, by name.
 
     The first strength is fitted from zero and from the wide search, and the lower energy kept: the two
     see the same table. The others start from that answer.
@@ -315,29 +176,26 @@ def coarse_search(
         settings.pooled_mm, settings,
     )  # fmt: skip
 
-    def fitted(start: Tensor | None, spacings: tuple[float, ...], bending: float) -> tuple[Stage, float]:
-        return fit_spline(
-            table,
-            start,
-            spacings,
-            bending,
-            settings,
-            settings.iterations,
-            landmarks,
-            settings.landmark_weight,
-        )
+    def fitted(
+        start: Fit | Tensor | None, spacings: tuple[float, ...], bending: float, air: AirFields | None = None
+    ) -> Fit:
+        return fit_shifts(
+            table, spacings, bending, settings, settings.iterations, start=start, air=air,
+            landmarks=landmarks, landmark_weight=settings.landmark_weight,
+        )  # fmt: skip
 
-    first = settings.coarse_bending[0]
     starts = (None, wide.on(table.grid)[0])
-    fits = [fitted(start, settings.spacings_mm, first) for start in starts]
-    best, _ = min(fits, key=lambda fit: fit[1])
-    dense = ShiftField((best,)).on(table.grid)[0]
-    last = settings.spacings_mm[-1:]
-    others = [fitted(dense, last, bending)[0] for bending in settings.coarse_bending[1:]]
-    return [
-        (f"coarse at bending {bending:g}", ShiftField((stage,)))
-        for bending, stage in zip(settings.coarse_bending, [best, *others], strict=True)
-    ]
+    fits = [fitted(start, settings.spacings_mm, settings.coarse_bending[0]) for start in starts]
+    best = min(fits, key=lambda fit: fit.energy)
+    found = [(f"coarse at bending {settings.coarse_bending[0]:g}", best)]
+    for bending in settings.coarse_bending[1:]:
+        found.append((f"coarse at bending {bending:g}", fitted(best, settings.spacings_mm[-1:], bending)))
+    if settings.air_bending:
+        air = air_fields(pair.frame, pair.b0, pair.reference, settings)
+        for bending in settings.air_bending:
+            fit = fitted(best, settings.spacings_mm[:1], bending, air)
+            found.append((f"air at bending {bending:g}", fit))
+    return [(name, ShiftField((fit.stage,))) for name, fit in found]
 
 
 def fine_search(
@@ -358,11 +216,11 @@ def fine_search(
     residual = None if landmarks is None else landmarks_beyond(coarse, landmarks)
     found = []
     for bending in settings.fine_bending:
-        stage, _ = fit_spline(
-            table, None, (settings.fine_spacing_mm,), bending, settings, settings.fine_iterations,
-            residual, settings.landmark_weight_fine,
+        fit = fit_shifts(
+            table, (settings.fine_spacing_mm,), bending, settings, settings.fine_iterations,
+            landmarks=residual, landmark_weight=settings.landmark_weight_fine,
         )  # fmt: skip
-        found.append((f"fine at bending {bending:g}", coarse.then(stage)))
+        found.append((f"fine at bending {bending:g}", coarse.then(fit.stage)))
     return found
 
 

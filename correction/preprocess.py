@@ -31,9 +31,7 @@ def head_mask(image: Tensor, spacing_mm: Triple, threshold: float, closing_mm: f
     Closed by closing_mm and filled slice by slice in all three planes. Returns (a, b, p) bool.
     """
     smoothed = smooth.gaussian(image, [2.0 / s for s in spacing_mm])
-    # the percentile of the voxels that hold anything: a wide field of view must not lower it
-    level = float(torch.quantile(_thinned(smoothed), 0.98))
-    mask = (smoothed > threshold * level).cpu().numpy()
+    mask = (smoothed > threshold * bright(image, spacing_mm)).cpu().numpy()
     radius = [max(0, round(closing_mm / s)) for s in spacing_mm]
     mask = np.pad(mask, [(r + 1, r + 1) for r in radius])
     near = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= closing_mm
@@ -44,6 +42,11 @@ def head_mask(image: Tensor, spacing_mm: Triple, threshold: float, closing_mm: f
             plane = (slice(None),) * axis + (index,)
             mask[plane] = ndimage.binary_fill_holes(mask[plane])
     return torch.from_numpy(_largest(mask)).to(image.device)
+
+
+def bright(image: Tensor, spacing_mm: Triple) -> Tensor:
+    """The signal of bright tissue, scalar: the 98th percentile of the image smoothed by 2 mm."""
+    return torch.quantile(_thinned(smooth.gaussian(image, [2.0 / s for s in spacing_mm])), 0.98)
 
 
 def debiased_log(image: Tensor, mask: Tensor, spacing_mm: Triple, sigma_mm: float, offset: float) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from correction.grid import Grid, Triple
@@ -54,12 +55,14 @@ class Lattice:
         a, b, p = self.intervals
         return a + 3, b + 3, p + 3
 
+    def axis_positions(self, axis: int, device: torch.device | str = "cpu") -> Tensor:
+        """Frame mm of the control points along one axis, float64."""
+        steps = torch.arange(self.shape[axis], dtype=torch.float64, device=device) - 1
+        return self.low_mm[axis] + self.spacing_mm[axis] * steps
+
     def control_positions(self) -> Tensor:
         """(3, a, b, p) frame mm of every control point, float64."""
-        axes = [
-            self.low_mm[k] + self.spacing_mm[k] * (torch.arange(n, dtype=torch.float64) - 1)
-            for k, n in enumerate(self.shape)
-        ]
+        axes = [self.axis_positions(axis) for axis in range(3)]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
     def taps(self, coordinates_mm: Tensor, axis: int, derivative: int = 0) -> tuple[Tensor, Tensor]:
@@ -216,6 +219,45 @@ class Bending:
             a, b, p = (self._grams[axis][order] for axis, order in enumerate(orders))
             total = total + factor * (coefficients * evaluate(coefficients, (a, b, p))).sum()
         return total / self._volume
+
+
+@dataclass(frozen=True, slots=True)
+class Whitening:
+    """Coefficients as a linear map of parameters in which data and bending curve about equally.
+
+    Along each axis the eigenvectors of bending against mass (second-derivative Gram against values' Gram);
+    in their basis the bending energy is nearly (k_a² + k_b² + k_p²)². A minimiser that starts from the unit
+    matrix then needs tens of iterations instead of hundreds, whatever the bending weight.
+    """
+
+    vectors: tuple[Tensor, Tensor, Tensor]
+    inverses: tuple[Tensor, Tensor, Tensor]
+    scale: Tensor  # (nA, nB, nP)
+
+    @classmethod
+    def of(
+        cls, lattice: Lattice, bending_weight: float, curvature: float, device: torch.device | str = "cpu"
+    ) -> Whitening:
+        """curvature: rough second derivative of the data term for a shift of everything, mm^−2."""
+        vectors, inverses, squares = [], [], []
+        for axis in range(3):
+            mass, _, bending = (gram.numpy() for gram in grams(lattice, axis))
+            values, basis = eigh(bending, mass)
+            basis *= np.sqrt(lattice.intervals[axis] * lattice.spacing_mm[axis])
+            vectors.append(torch.from_numpy(basis).float().to(device))
+            inverses.append(torch.from_numpy(np.linalg.inv(basis)).float().to(device))
+            squares.append(torch.from_numpy(np.sqrt(np.clip(values, 0.0, None))).float().to(device))
+        square = squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :]
+        scale = 1.0 / torch.sqrt(curvature + 2.0 * bending_weight * square**2)
+        return cls((vectors[0], vectors[1], vectors[2]), (inverses[0], inverses[1], inverses[2]), scale)
+
+    def __call__(self, parameters: Tensor) -> Tensor:
+        """Parameters (nA, nB, nP) → coefficients of the same shape."""
+        return evaluate(parameters * self.scale, self.vectors)
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """The parameters of given coefficients."""
+        return evaluate(coefficients, self.inverses) / self.scale
 
 
 def fold_penalty(coefficients: Tensor, spacing_mm: float, least_jacobian: float) -> Tensor:

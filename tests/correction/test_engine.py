@@ -152,9 +152,7 @@ def test_undistorted_images_are_left_where_they_are() -> None:
     drawn = head_case(1, largest_shift_mm=0.0, **COARSE)
     result = correct(drawn.b0, drawn.reference, "j", QUICK)
     assert result.quality.displacement_p95_mm < 0.3 * 3.0
-    if result.quality.chosen == "nothing":
-        assert [reason.code for reason in result.verdict.reasons] == ["nothing_chosen"]
-        assert result.verdict.level == "review"
+    assert result.verdict.level == "pass"  # there was nothing to correct, and that is no fault
 
 
 def test_the_same_input_gives_the_same_field(oblique: tuple[PhantomCase, Correction]) -> None:
