@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from correction import apply, estimate, freeform, preprocess, quality
+from correction import apply, choice, estimate, freeform, preprocess, quality
 from correction.errors import NoOverlap
 from correction.estimate import Candidate, Pair, Scene
 from correction.grid import Frame, resample
-from correction.landmarks import Consensus, Landmarks, agree, nobody
+from correction.landmarks import Consensus, FrameLandmarks, Landmarks, agree, nobody
 from correction.methods import Clinical, Paper, Settings
-from correction.quality import Quality, Verdict
+from correction.quality import Evidence, Quality, Verdict
+from correction.signals import Judge
 from correction.volume import Volume
 
 Progress = Callable[[str, float], None]
+
+SECOND_LOOK_MM = 3.0  # voxels of the estimate that only the verdict sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +99,26 @@ def correct(
             if landmarks is None
             else agree(landmarks, frame, view.grid, heads, phase_encoding is not None)
         )
-    judge = quality.Judge(view, frame, looking)
+    # a sixth of the landmarks takes no part in the field, so that it can speak about it
+    used, held_out = choice.hold_out(given.in_frame)
+    judge = Judge(view, frame, looking)
     with clock("estimate"):
         if isinstance(settings, Paper):
             candidates = _by_paper(pair, settings, phase_encoding, given, seed, clock)
         elif phase_encoding is None:
             candidates = _free(pair, settings, clock)
         else:
-            candidates = _along_phase_encode(pair, settings, given, judge, clock)
+            candidates = _along_phase_encode(pair, settings, used, judge, clock)
     with clock("judge"):
         signals = [judge.signals(candidate) for candidate in candidates]
         # the paper offers one field and no choice
-        chosen = 1 if isinstance(settings, Paper) else quality.choose(signals, settings)
+        chosen = 1 if isinstance(settings, Paper) else choice.choose(signals, settings)
+        evidence = Evidence(
+            before=judge.inspect(quality.NOTHING, held_out),
+            after=judge.inspect(candidates[chosen], held_out),
+            inliers=quality.inlier_fraction(given),
+            two_estimates_mm=None if given.in_frame is None else _apart(pair, looking, given.in_frame),
+        )
     with clock("apply"):
         vectors, jacobian = candidates[chosen].field.vectors(frame, frame.grid())
         directions = torch.from_numpy(frame.directions).to(device, torch.float32)
@@ -118,9 +129,11 @@ def correct(
         on_b0, seen = resample(reference, frame, frame.grid())
         on_b0 = frame.to_image(on_b0 * seen).contiguous()
         mask = frame.to_image(estimate.on_grid(view.reference_mask, view.grid, frame.grid())).contiguous()
+    axis_lps = None if phase_encoding is None else tuple(frame.directions[:, 2])
     figures = quality.measure(
-        chosen, signals, displacement, jacobian, mask, covered, _hz_per_mm(frame, phase_encoding, readout_s)
-    )
+        chosen, signals, evidence, displacement, jacobian, mask, covered, axis_lps,
+        _hz_per_mm(frame, phase_encoding, readout_s),
+    )  # fmt: skip
     return Correction(
         displacement=displacement, jacobian=jacobian, quality=figures, verdict=quality.judge(figures),
         settings=settings, phase_encoding=phase_encoding, seed=seed, device=str(device), b0=b0,
@@ -129,15 +142,22 @@ def correct(
 
 
 def _along_phase_encode(
-    pair: Pair, settings: Clinical, given: Consensus, judge: quality.Judge, clock: _Clock
+    pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None, judge: Judge, clock: _Clock
 ) -> list[Candidate]:
     """Coarse fields of every smoothness, and fine ones that start from the best of them."""
-    found = estimate.coarse_search(pair, settings, given.in_frame)
+    found = estimate.coarse_search(pair, settings, landmarks)
     coarse = [Candidate(name, field) for name, field in found]
     clock.report("estimate", 0.6)
     best = max(range(len(coarse)), key=lambda index: judge.signals(coarse[index]).agreement)
-    fine = estimate.fine_search(pair, found[best][1], settings, given.in_frame)
+    fine = estimate.fine_search(pair, found[best][1], settings, landmarks)
     return [quality.NOTHING, *coarse, *(Candidate(name, field) for name, field in fine)]
+
+
+def _apart(pair: Pair, settings: Clinical, landmarks: FrameLandmarks) -> float:
+    """Median distance between the landmarks and a coarse search that knows none of them, mm."""
+    alone = replace(settings, coarse_voxel_mm=SECOND_LOOK_MM, coarse_bending=settings.coarse_bending[:1])
+    field = estimate.coarse_search(pair, alone, None)[0][1]
+    return float((field.at(landmarks.fixed_mm) - landmarks.shift_mm).abs().median())
 
 
 def _free(pair: Pair, settings: Clinical, clock: _Clock) -> list[Candidate]:

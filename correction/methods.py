@@ -69,6 +69,20 @@ class Clinical(_Overridable):
     fold_weight: float = 10.0
     iterations: int = 30
 
+    # air: the part of the field that is not smooth
+    air_bending: tuple[float, ...] = (500.0, 3000.0)  # one candidate each; none: air is not looked for
+    air_voxel_mm: float = 4.0
+    air_margin_mm: float = 40.0  # around the b = 0's field of view
+    air_signal: tuple[float, ...] = (0.02, 0.3)  # share of bright tissue: all air, no air
+    air_b0_signal: float = 0.25  # below it, within air_shift_mm along phase encode, b = 0 may show air
+    air_shift_mm: float = 8.0
+    air_piece_mm: float = 30.0
+    air_pieces: int = 36
+    air_least_ml: float = 0.5
+    air_spacing_mm: float = 5.0  # of the spline that holds these fields
+    air_ridge: float = 3e-5  # on strengths, (mm per ppm)^−2
+    cost_curvature: float = 0.02  # scales the search only: cost per mm², standard deviations
+
     # fine pass
     fine_voxel_mm: float = 1.75
     fine_spacing_mm: float = 10.0
@@ -77,12 +91,12 @@ class Clinical(_Overridable):
     fine_iterations: int = 30
 
     # landmarks
-    landmark_weight: float = 0.5
-    landmark_weight_fine: float = 0.3
+    landmark_weight: float = 3.0  # of a set that is fully believed; usual sets are trusted by a half
+    landmark_weight_fine: float = 1.8
     landmark_huber_mm: float = 1.5
 
     # choice among candidates: a field must beat "nothing" by this much
-    least_gain: float = 0.01
+    least_gain: float = 0.03  # explained by agreement and structure together, see choice.choose
     most_structure_ratio: float = 0.98
     judge_voxel_mm: float = 2.0
     synthesis_bins: int = 24
@@ -110,7 +124,8 @@ class Paper(_Overridable):
 
     name: Literal["paper"] = "paper"
 
-    parameterisation: Literal["inr", "control_points"] = "inr"
+    # what is optimised: the network for control points, the points themselves, or the network for every point
+    parameterisation: Literal["inr", "control_points", "dense"] = "inr"
     spacing_voxels: float = 30.0  # of control points, voxels of the reference
     layers: int = 5
     hidden: int = 512
@@ -129,6 +144,8 @@ class Paper(_Overridable):
         _require(self.layers >= 2 and self.hidden >= 1 and self.fourier_rows >= 1, "the network needs layers")
         _require(self.bins >= 8, "bins must be at least 8")
         _require(self.samples >= 0 and self.iterations >= 0, "samples and iterations cannot be negative")
+        sampled = self.samples > 0 and self.bending == 0
+        _require(self.parameterisation != "dense" or sampled, "dense needs samples and has no bending")
 
 
 Settings = Clinical | Paper

@@ -46,6 +46,26 @@ def correlation(first: Tensor, second: Tensor, weight: Tensor) -> float:
     return float((a * b * weight).sum() / scale) if float(scale) > 0 else 0.0
 
 
+def edge_agreement(first: Tensor, second: Tensor, weight: Tensor, spacing_mm: Sequence[float]) -> float:
+    """How parallel the edges of two images run, blind to their sign: 1 parallel, 1/3 by chance.
+
+    first, second, weight: (A, B, C). The squared cosine of the angle between the gradients at a Gaussian of
+    2 mm, averaged with the weight where both images have an edge that stands out of their mean gradient
+    (normalised gradient fields, Haber & Modersitzki 2006). 0 when either is constant.
+    """
+    sigma = [2.0 / s for s in spacing_mm]
+    gradients = [
+        torch.stack(torch.gradient(smooth.gaussian(image, sigma), spacing=[float(s) for s in spacing_mm]))
+        for image in (first, second)
+    ]
+    squared = [(gradient**2).sum(0) for gradient in gradients]
+    noise = [((s.sqrt() * weight).sum() / weight.sum().clamp(min=1e-12)) ** 2 for s in squared]
+    outstanding = weight / ((squared[0] + noise[0]) * (squared[1] + noise[1])).clamp(min=1e-24)
+    both = (squared[0] * squared[1] * outstanding).sum()
+    parallel = ((gradients[0] * gradients[1]).sum(0) ** 2 * outstanding).sum()
+    return float(parallel / both) if float(both) > 0 else 0.0
+
+
 def local_synthesis(
     target: Tensor, source: Tensor, weight: Tensor, bins: int, sigma_voxels: Sequence[float]
 ) -> Tensor:

@@ -54,7 +54,7 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     # the lowest 3 % are the footnote's
     layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.96))
     figure = Figure(figsize=(12, 8.4), facecolor="black", layout=layout)
-    figure.suptitle(title, color="white", fontsize=13)
+    figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a $ in a notice is a $
     grid = figure.subplots(2, 3)
     for column, (name, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
         index = _slice_with_largest_shift(weight, mask, axis)
