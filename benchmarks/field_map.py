@@ -1,10 +1,12 @@
-"""The engine against a measured field: data/siemens-xa30-enhanced, AP b = 0 to T1, truth its GRE field map.
+"""The engine against a measured field: b = 0 to T1, truth the study's own gradient-echo field map.
 
-    python -m benchmarks.field_map STUDY [--method NAME] [--matcher NAME] [--set key=value] [--json FILE]
+    python -m benchmarks.field_map STUDY [--method NAME] [--matcher NAME] [--set key=value]
+                                         [--json FILE] [--picture FILE]
 
-STUDY is the unpacked folder. The truth: phase difference of the echoes at 10.00 and 12.46 ms, unwrapped
-(skimage), in Hz, times the effective readout. A field map has errors of its own: on this study it differs by
-about 0.8–1.2 mm from a reversed-polarity estimate, so nothing below that can be told apart here.
+STUDY is an unpacked folder named in benchmarks.truth.STUDIES. Where the scanner writes readout and polarity
+(Siemens XA), the map's shifts follow from them. Where it does not (Philips), the scale from Hz to shift is
+the one at which the map itself explains the images best, sign included; the errors at the ends of the
+plausible range are printed beside it, and the scale that would fit the found field.
 Prints RMSE and p95 in the brain before and after, also without the mean, and the device.
 """
 
@@ -13,92 +15,61 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-import numpy.typing as npt
-from scipy import ndimage
-from skimage.restoration import unwrap_phase
+from matplotlib.figure import Figure
 
-from correction import Volume, correct, methods
+from benchmarks.truth import (
+    STUDIES,
+    Array,
+    DenseShift,
+    Mask,
+    brain_of,
+    field_map,
+    figures,
+    mean_b0,
+    sampled,
+    series,
+)
+from correction import Volume, correct, estimate, methods
+from correction.estimate import Candidate
+from correction.grid import Frame
 from correction.landmarks import find_landmarks
-from dicom_node.headers import InstanceFacts, files_below, read_series
+from correction.signals import Judge
 from dicom_node.load import load, load_reference
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+matplotlib.use("Agg")
 
-DWI, T1, MAGNITUDE, PHASE = 17, 6, 8, 9  # SeriesNumbers
-ECHO_DIFFERENCE_S = 0.00246
-PHASE_FULL_SCALE = 4096.0  # the stored phase runs from −4096 to 4095 for −π to π
-LARGE_MM = 4.0
+SCALES = np.arange(-0.060, 0.0601, 0.005)  # voxels per Hz: readouts up to 60 ms, both polarities
+PLAUSIBLE = (0.030, 0.039)  # voxels per Hz of philips-classic, by what its header lets one estimate
 
 
-def series(study: Path) -> dict[int, list[InstanceFacts]]:
-    """The study's instances by SeriesNumber."""
-    read = read_series(list(files_below([study]))).series.values()
-    return {instances[0].series.series_number or 0: instances for instances in read}
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """shift_mm, brain: on b0's grid; voxels_per_hz: signed; measured: False where the scale was fitted."""
+
+    hz: Array
+    shift_mm: Array
+    brain: Mask
+    voxels_per_hz: float
+    measured: bool
 
 
-def field_hz(phase: Volume, magnitude: Volume) -> tuple[Array, Mask]:
-    """The field on the map's grid, continued outside the head, and where the head is."""
-    smooth = ndimage.gaussian_filter(magnitude.data.numpy(), 0.7)
-    head = largest(ndimage.binary_opening(smooth > 0.15 * np.percentile(smooth, 98)))
-    wrapped = phase.data.numpy().astype(np.float64) / PHASE_FULL_SCALE * np.pi
-    unwrapped = np.asarray(unwrap_phase(np.ma.array(wrapped, mask=~head)).filled(0.0))
-    turns = np.round(np.median(unwrapped[head]) / (2 * np.pi))
-    hz = (unwrapped / (2 * np.pi) - turns) / ECHO_DIFFERENCE_S
-    weight = ndimage.gaussian_filter(head.astype(float), 0.6)
-    hz = np.where(head, ndimage.gaussian_filter(hz * head, 0.6) / np.maximum(weight, 1e-3), 0.0)
-    nearest = ndimage.distance_transform_edt(~head, return_distances=False, return_indices=True)
-    return hz[tuple(nearest)], head
-
-
-def largest(mask: Mask) -> Mask:
-    """The largest connected part."""
-    labels, count = ndimage.label(mask)
-    if not count:
-        return mask
-    found: Mask = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return found
-
-
-def sampled(values: Array, source: Volume, target: Volume, order: int = 1) -> Array:
-    """`values` on source's grid, at target's voxels."""
-    z, y, x = np.meshgrid(*(np.arange(n) for n in target.shape), indexing="ij")
-    points = target.affine @ np.stack([x.ravel(), y.ravel(), z.ravel(), np.ones(x.size)])
-    index = np.linalg.inv(source.affine) @ points
-    at = [index[2], index[1], index[0]]
-    return np.asarray(ndimage.map_coordinates(values, at, order=order, mode="nearest")).reshape(target.shape)
-
-
-def brain_of(b0: Volume, shift_mm: Array, seen: Mask, step_mm: float) -> Mask:
-    """A rough brain mask: what is bright in the b = 0 once it is corrected with the truth."""
-    rows = np.arange(b0.shape[1])
-    image = b0.data.numpy()
-    warped = np.zeros_like(image)
-    for z in range(b0.shape[0]):
-        for x in range(b0.shape[2]):
-            warped[z, :, x] = np.interp(rows + shift_mm[z, :, x] / step_mm, rows, image[z, :, x])
-    smooth = ndimage.gaussian_filter(warped, 0.5)
-    cross = ndimage.generate_binary_structure(3, 1)
-    inside = ndimage.binary_erosion(seen, cross, border_value=1)
-    bright = (smooth > 0.33 * np.percentile(smooth[seen], 90)) & inside
-    core = largest(ndimage.binary_erosion(bright, ndimage.iterate_structure(cross, 2), border_value=1))
-    brain = ndimage.binary_dilation(core, ndimage.iterate_structure(cross, 2)) & bright
-    brain = ndimage.binary_closing(np.pad(brain, 3), iterations=2)[3:-3, 3:-3, 3:-3] & inside
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in brain])
-
-
-def figures(error: Array, truth: Array, brain: Mask) -> dict[str, float]:
-    """RMSE, p95, RMSE without the mean, and RMSE where the shift is large; mm."""
-    inside = error[brain]
-    return {
-        "rmse_mm": float(np.sqrt((inside**2).mean())),
-        "p95_mm": float(np.percentile(np.abs(inside), 95)),
-        "demeaned_rmse_mm": float(inside.std()),
-        "large_shift_rmse_mm": float(np.sqrt((error[brain & (np.abs(truth) > LARGE_MM)] ** 2).mean())),
-    }
+def explaining_scale(hz: Array, b0: Volume, reference: Volume, axis: str) -> float:
+    """Voxels per Hz at which the map's shifts make the b = 0 follow from the reference best."""
+    frame, settings = Frame.of(b0, axis), methods.clinical()
+    view = estimate.scene(estimate.Pair.of(frame, b0, reference, settings), settings.judge_voxel_mm, settings)
+    judge = Judge(view, frame, settings)
+    step_mm = frame.spacing_mm[2]
+    explains = np.array(
+        [judge.signals(Candidate(f"{s:g}", DenseShift(hz * s * step_mm))).agreement for s in SCALES]
+    )
+    top = int(np.clip(np.argmax(explains), 1, len(SCALES) - 2))
+    below, at, above = explains[top - 1 : top + 2]
+    return float(SCALES[top] + 0.5 * (below - above) / (below - 2 * at + above) * (SCALES[1] - SCALES[0]))
 
 
 def main() -> None:
@@ -108,44 +79,112 @@ def main() -> None:
     parser.add_argument("--matcher", default="none", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
+    numbers = STUDIES[arguments.study.name]
     parts = series(arguments.study)
-    dwi = load(parts[DWI])
-    b0, t1 = dwi.volume(dwi.lowest_b()[0]), load_reference(parts[T1])
-    phase = load(parts[PHASE]).volume(0)
-    hz, head = field_hz(phase, load_reference(parts[MAGNITUDE]))
+    dwi = load(parts[numbers.dwi])
+    b0, reference = mean_b0(dwi), load_reference(parts[numbers.reference])
     encoding, readout_s = dwi.facts.phase_encoding, dwi.facts.total_readout_s or 0.0
-    if encoding is None:
-        raise SystemExit("the DWI does not say its phase-encode axis")
-    lines, step_mm = b0.shape[1], b0.spacing_mm[1]
-    voxels_per_hz = readout_s * lines / (lines - 1)
-    # increasing row index is posterior here; a positive field moves the image along phase encode
-    sign = 1.0 if encoding.increasing else -1.0
-    truth = sign * sampled(hz, phase, b0) * voxels_per_hz * step_mm
-    seen = sampled(head.astype(float), phase, b0) > 0.5
-    brain = brain_of(b0, truth, seen, step_mm)
+    if encoding is None or encoding.voxel_axis[0] != "j":
+        raise SystemExit("the DWI is not phase-encoded along its columns")
+    found_map = field_map(parts, numbers)
+    truth = shifts(
+        found_map.hz, found_map.head, found_map.grid, b0, reference, encoding.increasing, readout_s
+    )
     chosen = methods.clinical() if arguments.method == "clinical" else methods.paper()
-    axis, landmarks = encoding.voxel_axis, None
+    landmarks = None
     if arguments.matcher != "none":
-        landmarks = find_landmarks(b0, t1, axis, arguments.matcher)
+        landmarks = find_landmarks(b0, reference, encoding.voxel_axis, arguments.matcher)
     result = correct(
-        b0, t1, phase_encoding=axis, settings=chosen.override(arguments.changes),
+        b0, reference, phase_encoding=encoding.voxel_axis, settings=chosen.override(arguments.changes),
         landmarks=landmarks, readout_s=readout_s,
     )  # fmt: skip
     found = np.tensordot(b0.axes[:, 1], result.displacement.numpy(), 1)
     document = {
         "device": f"{platform.machine()}, {result.device}",
+        "study": arguments.study.name,
         "method": arguments.method,
         "matcher": result.landmarks.matcher,
-        "brain_ml": float(brain.sum() * np.prod(b0.spacing_mm) / 1000),
-        "before": figures(-truth, truth, brain),
-        "after": figures(found - truth, truth, brain),
+        "chosen": result.quality.chosen,
+        "brain_ml": float(truth.brain.sum() * np.prod(b0.spacing_mm) / 1000),
+        "voxels_per_hz": truth.voxels_per_hz,
+        "before": figures(-truth.shift_mm, truth.shift_mm, truth.brain),
+        "after": figures(found - truth.shift_mm, truth.shift_mm, truth.brain),
         "verdict": str(result.verdict.level),
+        "reasons": [reason.text for reason in result.verdict.reasons],
         "seconds": result.seconds,
     }
+    if not truth.measured:
+        document |= other_scales(found, truth, b0.spacing_mm[1])
     print(json.dumps(document, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if arguments.picture:
+        draw(arguments.picture, b0, truth, found)
+
+
+def shifts(
+    hz: Array, head: Mask, grid: Volume, b0: Volume, reference: Volume, increasing: bool | None,
+    readout_s: float,
+) -> Truth:  # fmt: skip
+    """The map on b0's grid, in mm along increasing row index."""
+    on_b0, lines, step_mm = sampled(hz, grid, b0), b0.shape[1], b0.spacing_mm[1]
+    if increasing is None:
+        scale = explaining_scale(on_b0, b0, reference, "j")
+    else:
+        # a positive field moves the image along phase encode
+        scale = (1.0 if increasing else -1.0) * readout_s * lines / (lines - 1)
+    shift_mm = on_b0 * scale * step_mm
+    seen = sampled(head.astype(float), grid, b0) > 0.5
+    return Truth(on_b0, shift_mm, brain_of(b0, shift_mm, seen, step_mm), scale, increasing is not None)
+
+
+def other_scales(found: Array, truth: Truth, step_mm: float) -> dict[str, object]:
+    """Errors where the map's scale is taken from the plausible range, and the scale that fits `found`."""
+    sign = float(np.sign(truth.voxels_per_hz))
+    at = {}
+    for scale in PLAUSIBLE:
+        shift_mm = truth.hz * sign * scale * step_mm
+        at[f"{scale:g}"] = {
+            "before": figures(-shift_mm, shift_mm, truth.brain),
+            "after": figures(found - shift_mm, shift_mm, truth.brain),
+        }
+    hz, mm = (values[truth.brain] - values[truth.brain].mean() for values in (truth.hz, found))
+    return {"scale_of_found": float((hz @ mm) / (hz @ hz) / step_mm), "at_plausible_scales": at}
+
+
+def draw(path: Path, b0: Volume, truth: Truth, found: Array) -> None:
+    """Truth, found and difference (mm) on an axial and a sagittal slice, the brain outlined."""
+    z, x = (int(truth.brain.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 1)))
+    low = int(np.flatnonzero(truth.brain.any(axis=(1, 2)))[0] + 0.25 * truth.brain.any(axis=(1, 2)).sum())
+    limit = float(np.percentile(np.abs(truth.shift_mm[truth.brain]), 99))
+    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    cells = figure.subplots(3, 4)
+    columns = (
+        ("b = 0", None),
+        ("map", truth.shift_mm),
+        ("found", found),
+        ("difference", found - truth.shift_mm),
+    )
+    step_z, step_y, step_x = b0.spacing_mm[::-1]
+    for row, (cut, aspect, upside_down) in enumerate(
+        ((np.s_[z], step_y / step_x, False), (np.s_[low], step_y / step_x, False),
+         (np.s_[:, :, x], step_z / step_y, True))
+    ):  # fmt: skip
+        for column, (name, values) in enumerate(columns):
+            cell, origin = cells[row, column], "lower" if upside_down else "upper"
+            if values is None:
+                cell.imshow(b0.data.numpy()[cut], cmap="gray", aspect=aspect, origin=origin)
+            else:
+                shown = cell.imshow(
+                    values[cut], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect=aspect, origin=origin
+                )
+            cell.contour(truth.brain[cut], [0.5], colors="gold", linewidths=0.8)
+            cell.set_title(name)
+            cell.set_axis_off()
+    figure.colorbar(shown, ax=cells, label="shift along phase encode, mm", shrink=0.6)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
