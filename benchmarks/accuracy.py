@@ -1,132 +1,180 @@
-"""Field error of the engine's methods on cases with a known field: RMSE and p95 in mm, folds, seconds.
+"""Field error of the engine, of the published method and of other programs, on cases with a known field.
 
-    python -m benchmarks.accuracy [--data FOLDER] [--method NAME] [--matcher NAME] [--set key=value]
+    python -m benchmarks.accuracy --data FOLDER [--split tune|test] [--method NAME] [--cache FOLDER]
+                                  [--json FILE] [--plots FOLDER]
 
-Cases: the synthetic head, and (with --data, the folder of the unpacked studies) smooth warps of the
-open_ms FLAIR against its T2 and T1. Prints the device and one line a case; writes all figures as JSON.
+Cases: `benchmarks.cases`, made from the unpacked studies in --data (or read from --cases, where that
+program saved them); without either, three synthetic heads. Methods: "nothing", "clinical" (the default
+settings), "clinical + landmarks", "paper" (published settings, landmarks; mutual information of a sample
+instead of all voxels), and every peer of `benchmarks.peers`; all of them unless some are named.
+Fields are kept in --cache, by case and method: peers do not change, so only what is missing is computed;
+--again NAME computes it anew. Prints the device, a line a run and the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
-import nibabel
-import numpy as np
 import torch
 from torch import Tensor
 
-from correction import Volume, correct, methods
-from correction.landmarks import find_landmarks
-from correction.methods import Settings
-from correction.phantom import head_case, warped
+from benchmarks import metrics, peers, plots
+from benchmarks.cases import RECIPES, Case, load_case
+from benchmarks.heads import head
+from benchmarks.networks import machine
+from correction import correct, methods
+from correction.landmarks import Landmarks, find_landmarks
+from correction.phantom import head_case
+
+PAPER_SAMPLES = 65536
+MATCHER = "auto"
 
 
 @dataclass(frozen=True)
-class Case:
-    """One pair with its truth; displacement (3, Z, Y, X) LPS mm on b0's grid, tissue (Z, Y, X)."""
+class Found:
+    """A field (3, Z, Y, X) LPS mm, what it cost, and our own verdict if it is ours."""
 
-    name: str
-    b0: Volume
-    reference: Volume
-    phase_encoding: str
     displacement_mm: Tensor
-    tissue: Tensor
+    cpu_s: float
+    wall_s: float
+    verdict: str | None = None
+
+
+Estimator = Callable[[Case], tuple[Tensor, str | None]]
+
+
+def nothing(case: Case) -> tuple[Tensor, str | None]:
+    return torch.zeros_like(case.displacement_mm), None
+
+
+def clinical(case: Case, matcher: str | None, device: str) -> tuple[Tensor, str | None]:
+    found = landmarks(case, matcher, device) if matcher else None
+    result = correct(case.b0, case.reference, case.phase_encoding, methods.clinical(), found, device=device)
+    return result.displacement.cpu(), str(result.verdict.level)
+
+
+def paper(
+    case: Case, device: str, changes: Iterable[str] = (), matcher: str | None = MATCHER
+) -> tuple[Tensor, str | None]:
+    settings = methods.paper().override([f"samples={PAPER_SAMPLES}", *changes])
+    found = landmarks(case, matcher, device) if matcher else None
+    result = correct(case.b0, case.reference, case.phase_encoding, settings, found, device=device)
+    return result.displacement.cpu(), str(result.verdict.level)
+
+
+def landmarks(case: Case, matcher: str, device: str) -> Landmarks:
+    return find_landmarks(case.b0, case.reference, case.phase_encoding, matcher, device=device)
+
+
+def estimators(device: str) -> dict[str, Estimator]:
+    """Every method by name, ours first."""
+
+    def by_peer(case: Case, peer: peers.Peer) -> tuple[Tensor, str | None]:
+        return peers.displacement_lps(case, peer), None
+
+    ours: dict[str, Estimator] = {
+        "nothing": nothing,
+        "clinical": partial(clinical, matcher=None, device=device),
+        "clinical + landmarks": partial(clinical, matcher=MATCHER, device=device),
+        "paper": partial(paper, device=device),
+    }
+    absent = peers.missing()
+    return ours | {n: partial(by_peer, peer=p) for n, p in peers.PEERS.items() if n not in absent}
+
+
+def run(case: Case, name: str, estimator: Estimator, store: Path | None, again: bool) -> Found:
+    """One method on one case, from the cache if it is there."""
+    kept = store / case.name / f"{name.replace(' ', '_').replace(',', '')}.pt" if store else None
+    if kept and kept.exists() and not again:
+        return Found(**torch.load(kept, weights_only=True))
+    begun, cpu = time.perf_counter(), sum(os.times()[:4])
+    displacement, verdict = estimator(case)
+    found = Found(displacement, sum(os.times()[:4]) - cpu, time.perf_counter() - begun, verdict)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({f: getattr(found, f) for f in ("displacement_mm", "cpu_s", "wall_s", "verdict")}, kept)
+    return found
 
 
 def phantoms() -> Iterator[Case]:
     for seed in range(3):
         made = head_case(seed)
         yield Case(
-            f"phantom {seed}", made.b0, made.reference, made.phase_encoding, made.displacement_mm, made.tissue
-        )
+            f"phantom-{seed}", "epi", made.b0, made.reference, made.phase_encoding, made.displacement_mm,
+            made.tissue, made.undistorted, True,
+        )  # fmt: skip
 
 
-def warps(folder: Path) -> Iterator[Case]:
-    """The FLAIR under smooth shifts of at most 20 of its voxels, as the paper's simulation."""
-    flair, t1, t2, brain = (nifti(folder / f"{name}.nii.gz") for name in ("flair", "t1", "t2", "brainmask"))
-    voxel = flair.spacing_mm[1]
-    for seed, voxels, smoothness_mm, name, reference in (
-        (0, 20, 30.0, "T2", t2), (1, -20, 60.0, "T2", t2), (2, 15, 50.0, "T1", t1), (3, 8, 25.0, "T2", t2),
-    ):  # fmt: skip
-        distorted, truth = warped(flair, "j", voxels * voxel, smoothness_mm, seed)
-        title = f"FLAIR to {name}, {voxels} voxels, {smoothness_mm:g} mm"
-        yield Case(title, distorted, reference, "j", truth, brain.data > 0.5)
-
-
-def nifti(path: Path) -> Volume:
-    """(X, Y, Z) RAS → (Z, Y, X) LPS."""
-    image = nibabel.load(path)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
-    return Volume.from_numpy(np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0), affine)
-
-
-def measure(case: Case, settings: Settings, matcher: str, device: str) -> dict[str, object]:
-    begun, cpu = time.perf_counter(), time.process_time()
-    landmarks = None
-    if matcher != "none":
-        landmarks = find_landmarks(case.b0, case.reference, case.phase_encoding, matcher, device=device)
-    result = correct(case.b0, case.reference, case.phase_encoding, settings, landmarks, device=device)
-    wall_s, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
-    errors = {
-        "before": torch.linalg.vector_norm(case.displacement_mm[:, case.tissue], dim=0),
-        "after": torch.linalg.vector_norm(
-            (result.displacement.cpu() - case.displacement_mm)[:, case.tissue], dim=0
-        ),
-    }
-    figures: dict[str, object] = {"case": case.name, "method": settings.name}
-    for when, error in errors.items():
-        figures[f"rmse_{when}_mm"] = float(error.square().mean().sqrt())
-        figures[f"p95_{when}_mm"] = float(np.percentile(error.numpy(), 95))
-    figures |= {
-        "wall_s": wall_s,
-        "cpu_s": cpu_s,
-        "seconds": result.seconds,
-        "quality": asdict(result.quality),
-    }
-    figures["verdict"] = result.verdict.level
-    return figures
+def gathered(data: Path | None, saved: Path | None, split: str) -> Iterator[Case]:
+    """The cases of a split: read, made, or the synthetic heads."""
+    if saved:
+        for path in sorted((saved / split).glob("*.pt")):
+            yield load_case(path)
+    elif data:
+        heads = cache(lambda name: head(name, data))
+        for recipe in RECIPES[split]:  # type: ignore[index]
+            yield recipe.make(heads(recipe.head))
+    else:
+        yield from phantoms()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of the unpacked studies")
-    parser.add_argument("--method", choices=("clinical", "paper"), default="clinical")
-    parser.add_argument("--matcher", default="none", help="as correction.landmarks.find_landmarks takes it")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="key=value")
+    parser.add_argument("--cases", type=Path, help="where benchmarks.cases saved them")
+    parser.add_argument("--split", choices=("tune", "test"), default="test")
+    parser.add_argument("--method", action="append", help="only this one; may be repeated")
+    parser.add_argument("--only", help="part of a case's name")
+    parser.add_argument("--cache", type=Path, help="keep fields here and take them from here")
+    parser.add_argument("--again", action="append", default=[], help="a method to run although it is kept")
+    parser.add_argument("--kept", action="store_true", help="run nothing: what the cache has")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plots", type=Path, help="folder for PNG files")
     chosen = parser.parse_args()
-    settings: Settings = methods.clinical() if chosen.method == "clinical" else methods.paper()
-    settings = settings.override(chosen.changes)
-    name = (
-        torch.cuda.get_device_name(chosen.device) if chosen.device.startswith("cuda") else platform.machine()
-    )
-    print(f"device {chosen.device} ({name}), torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'case':36}  before  after  p95   folded  verdict  CPU s")
-    rows = []
-    for case in (*phantoms(), *(warps(chosen.data / "open_ms_long01") if chosen.data else ())):
-        row = measure(case, settings, chosen.matcher, chosen.device)
-        rows.append(row)
-        quality = row["quality"]
-        assert isinstance(quality, dict)
-        print(
-            f"{case.name:36}  {row['rmse_before_mm']:6.2f} {row['rmse_after_mm']:6.2f}"
-            f" {row['p95_after_mm']:5.2f}"
-            f"  {quality['folded_fraction']:6.4f}  {row['verdict']!s:7}  {row['cpu_s']:5.1f}",
-            flush=True,
-        )
+    print(f"{machine()}; engine on {chosen.device}, torch {torch.__version__}")
+    for name, why in peers.missing().items():
+        print(f"missing peer {name}: {why}")
+    known = estimators(chosen.device)
+    rows: list[dict[str, object]] = []
+    for case in gathered(chosen.data, chosen.cases, chosen.split):
+        if chosen.only and chosen.only not in case.name:
+            continue
+        for name in chosen.method or known:
+            if chosen.kept and name != "nothing":
+                file = f"{name.replace(' ', '_').replace(',', '')}.pt"
+                if not (chosen.cache and (chosen.cache / case.name / file).exists()):
+                    continue
+            try:
+                found = run(case, name, known[name], chosen.cache, name in chosen.again)
+            except Exception as error:  # a peer that fails is a result
+                print(f"{case.name:34} {name:22} failed: {type(error).__name__}: {error}", flush=True)
+                rows.append({"case": case.name, "kind": case.kind, "method": name, "failed": str(error)})
+                continue
+            row = {"case": case.name, "kind": case.kind, "method": name, "verdict": found.verdict}
+            row |= metrics.figures(case, found.displacement_mm)
+            row |= {"cpu_s": found.cpu_s, "wall_s": found.wall_s}
+            rows.append(row)
+            print(
+                f"{case.name:34} {name:22} RMSE {row['rmse_mm']:6.2f}  p95 {row['p95_mm']:6.2f}  "
+                f"PSNR {row['psnr_db']:5.2f}  folded {row['folded']:.4f}  {row['cpu_s']:6.1f} s  "
+                f"{found.verdict or ''}",
+                flush=True,
+            )
+    document = {"machine": machine(), "split": chosen.split, "missing": peers.missing(), "rows": rows}
+    print(plots.tables(rows))
     if chosen.json:
-        chosen.json.write_text(
-            json.dumps({"device": name, "settings": asdict(settings), "cases": rows}, indent=1)
-        )
+        chosen.json.parent.mkdir(parents=True, exist_ok=True)
+        chosen.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if chosen.plots:
+        plots.draw(rows, chosen.plots)
 
 
 if __name__ == "__main__":
