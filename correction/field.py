@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -40,18 +42,39 @@ class ImplicitControlPoints(nn.Module):
         positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
         angles = 2 * torch.pi * positions @ (sigma * torch.randn(rows, 3, generator=generator)).T
         self.register_buffer("features", torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
-        widths = [2 * rows] + [hidden] * (layers - 1)
-        steps: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            steps += [_linear(before, after, generator), nn.ReLU()]
-        last = nn.Linear(widths[-1], components)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(*steps, last)
+        self.network = _network(2 * rows, hidden, layers, components, generator)
 
     def forward(self) -> Tensor:
         out: Tensor = self.network(self.features)
         return out.T.reshape(self._shape)
+
+
+class ImplicitDisplacement(nn.Module):
+    """The same network asked at any point instead of at control points: the ablation without a spline.
+
+    forward(): (N, 3) frame mm → (components, N), in half extents of the grid.
+    """
+
+    rows: Tensor
+    half_extent: Tensor
+
+    def __init__(
+        self, half_extent_mm: npt.NDArray[np.float64], components: int, settings: Paper,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        rows = settings.fourier_sigma * torch.randn(settings.fourier_rows, 3, generator=generator)
+        self.register_buffer("rows", rows)
+        self.register_buffer("half_extent", torch.from_numpy(half_extent_mm).float())
+        self.network = _network(
+            2 * settings.fourier_rows, settings.hidden, settings.layers, components, generator
+        )
+
+    def forward(self, points_mm: Tensor) -> Tensor:
+        positions = points_mm.float() / self.half_extent - 1.0
+        angles = 2 * torch.pi * positions @ self.rows.T
+        out: Tensor = self.network(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
+        return out.T
 
 
 def parameterisation(
@@ -64,6 +87,20 @@ def parameterisation(
         lattice, components, layers=settings.layers, hidden=settings.hidden, rows=settings.fourier_rows,
         sigma=settings.fourier_sigma, generator=generator,
     )  # fmt: skip
+
+
+def _network(
+    inputs: int, hidden: int, layers: int, components: int, generator: torch.Generator
+) -> nn.Sequential:
+    """`layers` fully connected layers, ReLU on all but the last, which starts at zero."""
+    widths = [inputs] + [hidden] * (layers - 1)
+    steps: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        steps += [_linear(before, after, generator), nn.ReLU()]
+    last = nn.Linear(widths[-1], components)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*steps, last)
 
 
 def _linear(before: int, after: int, generator: torch.Generator) -> nn.Linear:

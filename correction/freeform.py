@@ -7,15 +7,16 @@ samples (paper) or MIND (clinical).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from correction import estimate, field, preprocess, similarity, spline
+from correction import estimate, field, fit, preprocess, similarity, spline
 from correction.estimate import Pair, Scene
 from correction.grid import Frame, Grid, index_map, sample
 from correction.landmarks import Landmarks
@@ -38,11 +39,7 @@ class FreeField:
     def vectors(self, frame: Frame, grid: Grid) -> tuple[Tensor, Tensor]:
         """Displacement (3, A, B, P) in mm along `frame`'s axes and the Jacobian (A, B, P) on a grid of it."""
         device = self.coefficients.device
-        axes = [grid.coordinates(k, device) for k in range(3)]
-        turn = np.linalg.solve(self.frame.directions, frame.directions)  # the grid's axes in mine
-        offset = torch.from_numpy(self.frame.points_from_lps(frame.origin_lps[None])[0]).to(device)
-        mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-        points = mesh @ torch.from_numpy(turn).to(device).T + offset
+        points, turn = _points_in(self.frame, frame, grid, device)
         values, determinants = [], []
         for part in torch.split(points, _CHUNK):
             value, gradient = spline.with_gradients(self.coefficients, self.lattice, part)
@@ -54,84 +51,199 @@ class FreeField:
         )
 
 
+def _points_in(
+    own: Frame, frame: Frame, grid: Grid, device: torch.device
+) -> tuple[Tensor, npt.NDArray[np.float64]]:
+    """The voxels of a grid of `frame` as (N, 3) mm of `own`, and the turn from frame's axes to own's."""
+    turn = np.asarray(np.linalg.solve(own.directions, frame.directions), dtype=np.float64)
+    offset = torch.from_numpy(own.points_from_lps(frame.origin_lps[None])[0]).to(device)
+    axes = [grid.coordinates(k, device) for k in range(3)]
+    mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    return mesh @ torch.from_numpy(turn).to(device).T + offset, turn
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkField:
+    """Displacement straight from the network at any point: the paper's ablation without the spline.
+
+    to_mm: (3, components), what the network says → frame mm along the frame's axes.
+    """
+
+    frame: Frame
+    network: field.ImplicitDisplacement
+    to_mm: Tensor
+
+    def vectors(self, frame: Frame, grid: Grid) -> tuple[Tensor, Tensor]:
+        """As FreeField.vectors; the Jacobian is taken by differences between the grid's voxels."""
+        points, turn = _points_in(self.frame, frame, grid, self.to_mm.device)
+        with torch.no_grad():
+            values = torch.cat([self.at(part) for part in torch.split(points, _CHUNK)], dim=1)
+        back = torch.from_numpy(np.linalg.inv(turn)).to(values)
+        vectors = (back @ values).reshape(3, *grid.shape)
+        gradient = torch.stack(
+            [torch.stack(torch.gradient(component, spacing=grid.spacing_mm)) for component in vectors]
+        )
+        eye = torch.eye(3, device=vectors.device)
+        return vectors, torch.linalg.det(gradient.permute(2, 3, 4, 0, 1) + eye)
+
+    def at(self, points_mm: Tensor) -> Tensor:
+        """(3, N) frame mm at (N, 3) points in frame mm."""
+        out: Tensor = self.to_mm @ self.network(points_mm)
+        return out
+
+
+class _Motion(Protocol):
+    """The displacement under way in the optimiser; what it returns carries gradients."""
+
+    def parameters(self) -> Iterable[Tensor]: ...
+
+    def begin(self) -> None:
+        """Called once in every iteration, before the displacement is asked for."""
+
+    def at(self, points_mm: Tensor) -> Tensor:
+        """(3, N) frame mm at (N, 3) frame mm."""
+
+    def everywhere(self) -> Tensor:
+        """(3, A, B, P) frame mm at every voxel of the reference."""
+
+    def bending(self) -> Tensor: ...
+
+    def field(self) -> FreeField | NetworkField: ...
+
+
+class _SplineMotion:
+    """Control points, from the network or free, carried everywhere by the spline."""
+
+    def __init__(self, frame: Frame, lattice: Lattice, model: torch.nn.Module, to_mm: Tensor) -> None:
+        self._frame, self._lattice, self._model, self._to_mm = frame, lattice, model, to_mm
+        self._matrices = spline.grid_matrices(lattice, frame.grid(), device=str(to_mm.device))
+        self._bending = spline.Bending(lattice, to_mm.device)
+        self._coefficients = torch.zeros(0)
+
+    def parameters(self) -> Iterable[Tensor]:
+        return self._model.parameters()
+
+    def begin(self) -> None:
+        self._coefficients = torch.einsum("kc,c...->k...", self._to_mm, self._model())
+
+    def at(self, points_mm: Tensor) -> Tensor:
+        return spline.at_points(self._coefficients, spline.point_taps(self._lattice, points_mm))
+
+    def everywhere(self) -> Tensor:
+        return spline.evaluate(self._coefficients, self._matrices)
+
+    def bending(self) -> Tensor:
+        return self._bending(self._coefficients)
+
+    def field(self) -> FreeField:
+        with torch.no_grad():
+            self.begin()
+        return FreeField(self._frame, self._lattice, self._coefficients)
+
+
+class _NetworkMotion:
+    """The network asked directly; the settings see to it that it is never asked for every voxel."""
+
+    def __init__(self, frame: Frame, network: field.ImplicitDisplacement, to_mm: Tensor) -> None:
+        self._field = NetworkField(frame, network, to_mm)
+
+    def parameters(self) -> Iterable[Tensor]:
+        return self._field.network.parameters()
+
+    def begin(self) -> None:
+        """Nothing is shared between the points."""
+
+    def at(self, points_mm: Tensor) -> Tensor:
+        return self._field.at(points_mm)
+
+    def everywhere(self) -> Tensor:
+        raise NotImplementedError("the network without a spline works on samples")
+
+    def bending(self) -> Tensor:
+        raise NotImplementedError("the network without a spline has no bending energy")
+
+    def field(self) -> NetworkField:
+        return self._field
+
+
 def paper(
     b0: Volume, reference: Volume, phase_direction: npt.NDArray[np.float64] | None, settings: Paper,
     landmarks: Landmarks | None, generator: torch.Generator, report: Report,
-) -> FreeField:  # fmt: skip
+) -> FreeField | NetworkField:  # fmt: skip
     """Fit the published model: MI + λ·landmarks by Adam, on the reference's grid.
 
     phase_direction: patient LPS unit vector that the field is confined to, or None for free 3-D.
     """
     frame = Frame.of(reference, None)
-    grid = frame.grid()
-    device = b0.data.device
-    spacing = tuple(settings.spacing_voxels * s for s in frame.spacing_mm)
-    lattice = Lattice.over(grid, (spacing[0], spacing[1], spacing[2]))
-    basis = (
-        np.eye(3) if phase_direction is None else np.linalg.solve(frame.directions, phase_direction[:, None])
-    )
     half_extent = np.array(
-        [max(1e-6, (n - 1) * s / 2) for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
+        [max(1e-6, (n - 1) * s / 2) for n, s in zip(frame.shape, frame.spacing_mm, strict=True)]
     )
-    # the network speaks half extents of the reference grid, as the authors' program
-    scale = (
-        np.diag(half_extent) if phase_direction is None else basis * np.linalg.norm(basis[:, 0] * half_extent)
-    )
-    to_mm = torch.from_numpy(scale).to(device, torch.float32)
-    model = field.parameterisation(settings, lattice, to_mm.shape[1], generator).to(device)
-    match = _MutualInformation(frame, grid, reference, b0, lattice, settings, generator)
-    pull = None if landmarks is None else _NormalisedLandmarks(frame, lattice, landmarks, half_extent)
-    bend = spline.Bending(lattice, device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999))
+    motion = _motion(frame, phase_direction, half_extent, settings, generator, b0.data.device)
+    match = _MutualInformation(frame, reference, b0, settings, generator)
+    pull = None if landmarks is None else _NormalisedLandmarks(frame, landmarks, half_extent, b0.data.device)
+    optimiser = torch.optim.Adam(motion.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999))
     for iteration in range(settings.iterations):
         optimiser.zero_grad()
-        coefficients = torch.einsum("kc,c...->k...", to_mm, model())
-        loss = -match(coefficients)
+        motion.begin()
+        loss = -match(motion)
         if pull is not None:
-            loss = loss + settings.landmark_weight * pull(coefficients)
+            loss = loss + settings.landmark_weight * pull(motion)
         if settings.bending:
-            loss = loss + settings.bending * bend(coefficients)
+            loss = loss + settings.bending * motion.bending()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         report((iteration + 1) / settings.iterations)
-    with torch.no_grad():
-        return FreeField(frame, lattice, torch.einsum("kc,c...->k...", to_mm, model()))
+    return motion.field()
+
+
+def _motion(
+    frame: Frame, phase_direction: npt.NDArray[np.float64] | None, half_extent: npt.NDArray[np.float64],
+    settings: Paper, generator: torch.Generator, device: torch.device,
+) -> _Motion:  # fmt: skip
+    # the network speaks half extents of the reference grid, as the authors' program
+    scale = np.diag(half_extent)
+    if phase_direction is not None:
+        basis = np.linalg.solve(frame.directions, phase_direction[:, None])
+        scale = basis * np.linalg.norm(basis[:, 0] * half_extent)
+    to_mm = torch.from_numpy(scale).to(device, torch.float32)
+    if settings.parameterisation == "dense":
+        network = field.ImplicitDisplacement(half_extent, to_mm.shape[1], settings, generator)
+        return _NetworkMotion(frame, network.to(device), to_mm)
+    a, b, p = (settings.spacing_voxels * s for s in frame.spacing_mm)
+    lattice = Lattice.over(frame.grid(), (a, b, p))
+    model = field.parameterisation(settings, lattice, to_mm.shape[1], generator).to(device)
+    return _SplineMotion(frame, lattice, model, to_mm)
 
 
 class _MutualInformation:
     """MI between the z-scored reference and b = 0 at φ(x), over all voxels of the reference or a sample."""
 
     def __init__(
-        self, frame: Frame, grid: Grid, reference: Volume, b0: Volume, lattice: Lattice, settings: Paper,
-        generator: torch.Generator,
-    ) -> None:  # fmt: skip
-        self._settings, self._generator, self._lattice, self._grid = settings, generator, lattice, grid
+        self, frame: Frame, reference: Volume, b0: Volume, settings: Paper, generator: torch.Generator
+    ) -> None:
+        self._settings, self._generator = settings, generator
         self._fixed = preprocess.z_score(frame.to_frame(reference.data)).contiguous()
         self._moving = preprocess.z_score(b0.data)
         self._ranges = tuple((float(i.min()), float(i.max())) for i in (self._fixed, self._moving))
         device = reference.data.device
-        self._matrices = (
-            spline.grid_matrices(lattice, grid, device=str(device)) if settings.samples == 0 else None
-        )
-        self._axes = [grid.coordinates(k, device) for k in range(3)]
-        unit = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), grid.shape)
+        self._axes = [frame.grid().coordinates(k, device) for k in range(3)]
+        unit = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), frame.shape)
         matrix, offset = index_map(b0, frame, unit)  # frame mm → b0 voxel index
         self._matrix = torch.from_numpy(matrix).to(device, torch.float32)
         self._offset = torch.from_numpy(offset).to(device, torch.float32)
 
-    def __call__(self, coefficients: Tensor) -> Tensor:
-        if self._matrices is not None:
+    def __call__(self, motion: _Motion) -> Tensor:
+        if self._settings.samples == 0:
             mesh = torch.stack(torch.meshgrid(*self._axes, indexing="ij")).float()
-            moved = (mesh + spline.evaluate(coefficients, self._matrices)).reshape(3, -1)
+            moved = (mesh + motion.everywhere()).reshape(3, -1)
             fixed = self._fixed.reshape(-1)
         else:
             draws = [
                 torch.randint(n, (self._settings.samples,), generator=self._generator).to(self._fixed.device)
-                for n in self._grid.shape
+                for n in self._fixed.shape
             ]
             points = torch.stack([axis[draw] for axis, draw in zip(self._axes, draws, strict=True)], dim=1)
-            shift = spline.at_points(coefficients, spline.point_taps(self._lattice, points))
-            moved = points.T.float() + shift
+            moved = points.T.float() + motion.at(points)
             fixed = self._fixed[draws[0], draws[1], draws[2]]
         index = self._matrix @ moved + self._offset[:, None]
         return similarity.mutual_information(
@@ -143,22 +255,19 @@ class _NormalisedLandmarks:
     """Σ c ‖moving − φ(fixed)‖ / Σ c, each axis in half extents of the reference grid."""
 
     def __init__(
-        self, frame: Frame, lattice: Lattice, landmarks: Landmarks, half_extent: npt.NDArray[np.float64]
+        self, frame: Frame, landmarks: Landmarks, half_extent: npt.NDArray[np.float64], device: torch.device
     ) -> None:
         fixed = frame.points_from_lps(landmarks.fixed_mm)
         moving = frame.points_from_lps(landmarks.moving_mm)
-        self._taps = spline.point_taps(lattice, torch.from_numpy(fixed))
-        self._wanted = torch.from_numpy((moving - fixed).T).float()
-        self._half = torch.from_numpy(half_extent).float()[:, None]
-        self._confidence = torch.from_numpy(landmarks.confidence).float()
+        self._fixed = torch.from_numpy(fixed).to(device)
+        self._wanted = torch.from_numpy((moving - fixed).T).to(device, torch.float32)
+        self._half = torch.from_numpy(half_extent).to(device, torch.float32)[:, None]
+        self._confidence = torch.from_numpy(landmarks.confidence).to(device, torch.float32)
 
-    def __call__(self, coefficients: Tensor) -> Tensor:
-        device = coefficients.device
-        taps = spline.PointTaps(self._taps.index.to(device), self._taps.weight.to(device))
-        error = (self._wanted.to(device) - spline.at_points(coefficients, taps)) / self._half.to(device)
-        confidence = self._confidence.to(device)
+    def __call__(self, motion: _Motion) -> Tensor:
+        error = (self._wanted - motion.at(self._fixed)) / self._half
         distance = torch.sqrt((error**2).sum(0) + 1e-12)
-        return (confidence * distance).sum() / confidence.sum().clamp(min=1e-12)
+        return (self._confidence * distance).sum() / self._confidence.sum().clamp(min=1e-12)
 
 
 def clinical(pair: Pair, settings: Clinical, report: Report) -> list[FreeField]:
@@ -216,7 +325,7 @@ def _mind_level(
             start.coefficients, spline.grid_matrices(start.lattice, grid, device=str(device))
         )
         initial = torch.stack([spline.fit(lattice, grid, component) for component in dense])
-    coefficients, _ = estimate.minimise(objective, initial, settings.iterations)
+    coefficients, _ = fit.minimise(objective, initial, settings.iterations)
     with torch.no_grad():
         # the penalty is soft: where it was overrun, the whole field is scaled back until nothing folds
         while float(determinant(coefficients).min()) < settings.least_jacobian / 2:

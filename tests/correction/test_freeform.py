@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from correction import Landmarks, correct, methods
+from correction import Landmarks, SettingsError, correct, methods
 from correction.phantom import PhantomCase, head_case
 
 
@@ -24,12 +24,14 @@ def test_clinical_without_an_axis_finds_most_of_the_field_and_does_not_fold(case
     assert result.quality.hz_p99 is None
 
 
-@pytest.mark.parametrize("parameterisation", ["inr", "control_points"])
+@pytest.mark.parametrize("parameterisation", ["inr", "control_points", "dense"])
 def test_papers_model_moves_toward_the_truth(case: PhantomCase, parameterisation: str) -> None:
     settings = methods.paper().override(
         [f"parameterisation={parameterisation}", "samples=8000", "iterations=60"]
         # free control points need a larger step than a network of half a million weights
         + (["learning_rate=0.004"] if parameterisation == "control_points" else [])
+        # asked at every voxel, the whole network takes minutes
+        + (["hidden=48", "fourier_rows=16", "fourier_sigma=1"] if parameterisation == "dense" else [])
     )
     result = correct(case.b0, case.reference, "j", settings)
     assert _error(case, result.displacement) < 0.75 * _error(case, torch.zeros_like(result.displacement))
@@ -58,6 +60,11 @@ def test_a_seed_fixes_the_papers_result_and_another_changes_it(case: PhantomCase
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_network_without_a_spline_works_on_samples_only() -> None:
+    with pytest.raises(SettingsError, match="samples"):
+        methods.paper().override(["parameterisation=dense"])
 
 
 def test_every_voxel_and_phase_encode_only_are_settings(case: PhantomCase) -> None:
