@@ -18,9 +18,10 @@ FEWEST = 30  # held out; with fewer there is no figure
 def choose(signals: Sequence[Signals], settings: Clinical) -> int:
     """Index of the best candidate; the first is "nothing" and stays unless another is clearly better.
 
-    A candidate counts by how much of what "nothing" leaves unexplained it explains, in agreement and in
-    structure together: agreement alone cannot see a small distortion under a weak relation of contrasts,
-    structure alone takes whatever bends most. Ties go to the earlier, simpler one.
+    Clearly: by how much of what "nothing" leaves unexplained it explains, in agreement and in structure
+    together, for agreement alone cannot see a small distortion under a weak relation of contrasts. Among
+    those agreement ranks: it punishes over-fitting, structure takes whatever bends most. Ties go to the
+    earlier, simpler one.
     """
     nothing = signals[0]
 
@@ -35,7 +36,7 @@ def choose(signals: Sequence[Signals], settings: Clinical) -> int:
         and found.agreement > nothing.agreement
         and found.structure < nothing.structure * settings.most_structure_ratio
     ]
-    return max(worthy, key=lambda index: (gain(signals[index]), -index), default=0)
+    return max(worthy, key=lambda index: (signals[index].agreement, -index), default=0)
 
 
 def hold_out(landmarks: FrameLandmarks | None) -> tuple[FrameLandmarks | None, FrameLandmarks | None]:

@@ -144,18 +144,26 @@ def correct(
 def _along_phase_encode(
     pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None, judge: Judge, clock: _Clock
 ) -> list[Candidate]:
-    """Coarse fields of every smoothness, and fine ones that start from the best of them."""
+    """Coarse fields of every smoothness; without air in them, also fine ones that start from the best."""
     found = estimate.coarse_search(pair, settings, landmarks)
     coarse = [Candidate(name, field) for name, field in found]
     clock.report("estimate", 0.6)
     best = max(range(len(coarse)), key=lambda index: judge.signals(coarse[index]).agreement)
+    if found[best][0].startswith(estimate.AIR):
+        # a fine pass beyond the air's fields fits noise: 1.34 → 1.45 mm on the real head
+        return [quality.NOTHING, *coarse]
     fine = estimate.fine_search(pair, found[best][1], settings, landmarks)
     return [quality.NOTHING, *coarse, *(Candidate(name, field) for name, field in fine)]
 
 
 def _apart(pair: Pair, settings: Clinical, landmarks: FrameLandmarks) -> float:
     """Median distance between the landmarks and a coarse search that knows none of them, mm."""
-    alone = replace(settings, coarse_voxel_mm=SECOND_LOOK_MM, coarse_bending=settings.coarse_bending[:1])
+    # a third of the seconds of a full search, and on XA30 the same answer within 0.01 mm
+    alone = replace(
+        settings, coarse_voxel_mm=SECOND_LOOK_MM, label_step_mm=1.0, iterations=15, air_bending=(),
+        coarse_bending=settings.coarse_bending[:1], spacings_mm=settings.spacings_mm[:1],
+        wide_spacings_mm=settings.wide_spacings_mm[:1],
+    )  # fmt: skip
     field = estimate.coarse_search(pair, alone, None)[0][1]
     return float((field.at(landmarks.fixed_mm) - landmarks.shift_mm).abs().median())
 

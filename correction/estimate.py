@@ -23,6 +23,8 @@ from correction.shifts import ShiftField
 from correction.susceptibility import AirFields, air_fields
 from correction.volume import Volume
 
+AIR = "air"  # names of candidates that follow the air begin with this
+
 
 class Field(Protocol):
     """Anything that says where each point of a grid comes from."""
@@ -163,10 +165,11 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
 def coarse_search(
     pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None
 ) -> list[tuple[str, ShiftField]]:
-    """One field for each strength of bending, without and with the fields of air, by name.
+    """One field for each strength of bending, by name.
 
     The first strength is fitted from zero and from the wide search, and the lower energy kept: the two
-    see the same table. The others start from that answer.
+    see the same table. The others start from that answer. Where the fields of air lower the energy, all
+    answers have them; else none has.
     """
     wide, found_mm = wide_search(pair, settings)
     reach = min(max(settings.reach_mm, found_mm + 4.0), settings.most_reach_mm + 4.0)
@@ -187,15 +190,23 @@ def coarse_search(
     starts = (None, wide.on(table.grid)[0])
     fits = [fitted(start, settings.spacings_mm, settings.coarse_bending[0]) for start in starts]
     best = min(fits, key=lambda fit: fit.energy)
-    found = [(f"coarse at bending {settings.coarse_bending[0]:g}", best)]
-    for bending in settings.coarse_bending[1:]:
-        found.append((f"coarse at bending {bending:g}", fitted(best, settings.spacings_mm[-1:], bending)))
+    last = settings.spacings_mm[-1:]
     if settings.air_bending:
         air = air_fields(pair.frame, pair.b0, pair.reference, settings)
-        for bending in settings.air_bending:
-            fit = fitted(best, settings.spacings_mm[:1], bending, air)
-            found.append((f"air at bending {bending:g}", fit))
-    return [(name, ShiftField((fit.stage,))) for name, fit in found]
+        first, *stiffer = settings.air_bending
+        with_air = fitted(best, last, first, air)
+        # whether air is the cause shows in the energy, at equal bending; the judge's signals cannot tell
+        if fitted(best, last, first).energy - with_air.energy > settings.air_least_gain:
+            fits = [fitted(with_air, last, bending, air) for bending in stiffer] or [with_air]
+            return [
+                (f"{AIR} at bending {bending:g}", ShiftField((fit.stage,)))
+                for bending, fit in zip(stiffer or [first], fits, strict=True)
+            ]
+    others = [fitted(best, last, bending) for bending in settings.coarse_bending[1:]]
+    return [
+        (f"coarse at bending {bending:g}", ShiftField((fit.stage,)))
+        for bending, fit in zip(settings.coarse_bending, [best, *others], strict=True)
+    ]
 
 
 def fine_search(

@@ -64,13 +64,16 @@ class Clinical(_Overridable):
     # field
     spacings_mm: tuple[float, ...] = (20.0, 12.0)
     wide_bending: float = 50.0
-    coarse_bending: tuple[float, ...] = (150.0, 50.0, 500.0, 2000.0)  # the first one meets all starts
+    coarse_bending: tuple[float, ...] = (150.0, 15.0, 50.0, 500.0)  # the first one meets all starts
     least_jacobian: float = 0.1
     fold_weight: float = 10.0
     iterations: int = 30
 
     # air: the part of the field that is not smooth
-    air_bending: tuple[float, ...] = (500.0, 3000.0)  # one candidate each; none: air is not looked for
+    # the first tells whether air is the cause, the others are candidates; none: air is not looked for
+    air_bending: tuple[float, ...] = (500.0, 2000.0)
+    # energy that air must save; measured: 0.005–0.05 where it is the cause, else at most 0.0014
+    air_least_gain: float = 0.003
     air_voxel_mm: float = 4.0
     air_margin_mm: float = 40.0  # around the b = 0's field of view
     air_signal: tuple[float, ...] = (0.02, 0.3)  # share of bright tissue: all air, no air
@@ -80,13 +83,13 @@ class Clinical(_Overridable):
     air_pieces: int = 36
     air_least_ml: float = 0.5
     air_spacing_mm: float = 5.0  # of the spline that holds these fields
-    air_ridge: float = 3e-5  # on strengths, (mm per ppm)^−2
+    air_ridge: float = 1e-5  # on strengths, (mm per ppm)^−2
     cost_curvature: float = 0.02  # scales the search only: cost per mm², standard deviations
 
     # fine pass
     fine_voxel_mm: float = 1.75
     fine_spacing_mm: float = 10.0
-    fine_bending: tuple[float, ...] = (100.0, 300.0, 1000.0)
+    fine_bending: tuple[float, ...] = (300.0, 1000.0)
     fine_reach_mm: float = 4.0
     fine_iterations: int = 30
 

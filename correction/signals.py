@@ -39,12 +39,14 @@ class Inspection:
     edges: how parallel the gradients of both images run where either has one, 0 to 1. along_mm, across_mm:
     how far the median patch of the corrected b = 0 would still have to move along and across phase encode to
     look most like the reference; the first is what the correction left, the second what no distortion
-    explains. landmarks_mm: median distance of the field from landmarks that had no part in it.
+    explains. far_fraction: share of the patches, by how clearly they say so, with more than FAR_MM to go
+    along. landmarks_mm: median distance of the field from landmarks that had no part in it.
     """
 
     edges: float
     along_mm: float
     across_mm: float
+    far_fraction: float
     landmarks_mm: float | None
 
 
@@ -81,11 +83,12 @@ class Judge:
             warped * jacobian, mask, grid.spacing_mm, settings.shading_mm, settings.log_offset
         )
         moved = estimate.descriptors(warped, mask, grid, settings)
-        left = remaining_mm(self._reference, moved, self._either, grid.spacing_mm)
+        left = remaining(self._reference, moved, self._either, grid.spacing_mm)
         return Inspection(
             edges=similarity.edge_agreement(self._source, flat, self._either, grid.spacing_mm),
-            along_mm=left[2],
-            across_mm=max(left[:2]),
+            along_mm=left[2].median_mm,
+            across_mm=max(left[0].median_mm, left[1].median_mm),
+            far_fraction=left[2].far_fraction,
             landmarks_mm=self._distance(shift, held_out),
         )
 
@@ -128,14 +131,23 @@ class Judge:
 REACH_MM = 6.0  # of the search for what is left
 PATCH_MM = 6.0  # Gaussian that makes a patch; smaller ones lock to texture
 STEP_MM = 4.0  # between the voxels that are compared
+FAR_MM = 2.0  # one EPI voxel: what a reader would see
 
 
-def remaining_mm(
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """How far patches would still move along one axis to look most like the reference."""
+
+    median_mm: float
+    far_fraction: float
+
+
+def remaining(
     fixed: Tensor, moving: Tensor, weight: Tensor, spacing_mm: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    """How far the median patch would still move along each axis to look most like the reference, mm.
+) -> list[Remaining]:
+    """What is left along each of the three axes, each searched by itself.
 
-    fixed, moving: (12, A, B, P) MIND descriptors; weight: (A, B, P). Each axis is searched by itself.
+    fixed, moving: (12, A, B, P) MIND descriptors; weight: (A, B, P).
     """
     strides = [max(1, int(STEP_MM / s)) for s in spacing_mm]
     sigma = [PATCH_MM / (s * n) for s, n in zip(spacing_mm, strides, strict=True)]
@@ -152,8 +164,8 @@ def remaining_mm(
             there = lines.index_select(1 + axis, (start + step).clamp(0, size - 1))
             difference = ((fixed - there) ** 2).mean(0) * weight
             costs.append((smooth.gaussian(difference, sigma) / total)[inside])
-        found.append(spacing_mm[axis] * _median_offset(torch.stack(costs)))
-    return found[0], found[1], found[2]
+        found.append(_offsets(torch.stack(costs), spacing_mm[axis]))
+    return found
 
 
 def _every(volume: Tensor, strides: Sequence[int]) -> Tensor:
@@ -162,14 +174,17 @@ def _every(volume: Tensor, strides: Sequence[int]) -> Tensor:
     return volume[..., ::a, ::b, ::p].contiguous()
 
 
-def _median_offset(costs: Tensor) -> float:
-    """Median |offset of the least cost| in steps, by parabolas. costs: (2·reach + 1, N)."""
+def _offsets(costs: Tensor, step_mm: float) -> Remaining:
+    """Where the cost of each patch is least, by parabolas. costs: (2·reach + 1, N), one step_mm apart."""
     if costs.shape[1] == 0:
-        return 0.0
+        return Remaining(0.0, 0.0)
     reach = costs.shape[0] // 2
     least = costs.argmin(0)
     middle = least.clamp(1, 2 * reach - 1)
     below, at, above = (costs.gather(0, (middle + k)[None])[0] for k in (-1, 0, 1))
     bow = (0.5 * (below - above) / (below - 2 * at + above).clamp(min=1e-9)).clamp(-1, 1)
-    offset = torch.where(least == middle, middle + bow, least.float()) - reach
-    return float(offset.abs().median())
+    offset_mm = step_mm * (torch.where(least == middle, middle + bow, least.float()) - reach).abs()
+    # a patch that looks the same everywhere says nothing
+    clearness = 1.0 - costs.min(0).values / costs.mean(0).clamp(min=1e-12)
+    far = (clearness * (offset_mm > FAR_MM)).sum() / clearness.sum().clamp(min=1e-12)
+    return Remaining(float(offset_mm.median()), float(far))

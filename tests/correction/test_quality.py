@@ -13,6 +13,7 @@ from correction.signals import Inspection, Signals
 GOOD = Quality(
     chosen="coarse", agreement_before=0.8, agreement_after=0.85, structure_before=0.06, structure_after=0.04,
     edges_before=0.8, edges_after=0.9, remaining_along_before_mm=2.5, remaining_along_after_mm=0.4,
+    remaining_far_before_fraction=0.5, remaining_far_after_fraction=0.05,
     remaining_across_mm=0.5, held_out_landmarks_before_mm=2.4, held_out_landmarks_after_mm=0.7,
     landmark_inlier_fraction=0.8, two_estimates_mm=0.9, off_phase_encode_fraction=0.0, covered_fraction=1.0,
     displacement_rms_mm=2.5, displacement_p95_mm=5.0, displacement_max_mm=9.0,
@@ -30,12 +31,18 @@ def test_good_figures_pass_without_reasons() -> None:
 @pytest.mark.parametrize(
     ("change", "level", "code"),
     [
-        ({"remaining_across_mm": 2.0}, Level.REVIEW, "anatomy_differs"),
+        ({"remaining_across_mm": 3.0}, Level.REVIEW, "anatomy_differs"),
         ({"remaining_across_mm": 4.2}, Level.REJECT, "anatomy_differs"),
         ({"remaining_across_mm": 1.4, "remaining_along_before_mm": 0.6}, Level.REVIEW, "moved_across"),
         ({"remaining_along_after_mm": 1.6}, Level.REVIEW, "still_apart"),
-        ({"remaining_along_after_mm": 2.4}, Level.REJECT, "still_apart"),
+        ({"remaining_along_after_mm": 2.6}, Level.REJECT, "still_apart"),
         ({"remaining_along_before_mm": 0.1}, Level.REVIEW, "worse_than_before"),
+        ({"remaining_far_after_fraction": 0.45}, Level.REVIEW, "parts_apart"),
+        (
+            {"remaining_far_before_fraction": 0.05, "remaining_far_after_fraction": 0.2},
+            Level.REVIEW,
+            "parts_worse",
+        ),
         ({"held_out_landmarks_after_mm": 2.1}, Level.REVIEW, "landmarks_disagree"),
         ({"landmark_inlier_fraction": 0.12}, Level.REJECT, "few_common_points"),
         ({"two_estimates_mm": 3.0}, Level.REVIEW, "estimates_disagree"),
@@ -43,7 +50,7 @@ def test_good_figures_pass_without_reasons() -> None:
         ({"covered_fraction": 0.4}, Level.REVIEW, "reference_too_small"),
         ({"displacement_median_mm": (0.0, -19.0, 0.0)}, Level.REJECT, "not_aligned"),
         ({"displacement_p95_mm": 20.0}, Level.REVIEW, "implausible_shift"),
-        ({"strained_fraction": 0.05}, Level.REVIEW, "strained"),
+        ({"strained_fraction": 0.08}, Level.REVIEW, "strained"),
         ({"folded_fraction": 0.01}, Level.REJECT, "folded"),
         (
             {"chosen": "nothing", "remaining_along_after_mm": 1.2},
@@ -62,7 +69,7 @@ def test_each_limit_gives_its_level_and_a_sentence(
 
 
 def test_the_worst_reason_decides_and_stands_first() -> None:
-    verdict = quality.judge(replace(GOOD, strained_fraction=0.05, remaining_across_mm=4.0))
+    verdict = quality.judge(replace(GOOD, strained_fraction=0.08, remaining_across_mm=4.2))
     assert verdict.level is Level.REJECT
     assert [reason.code for reason in verdict.reasons] == ["anatomy_differs", "strained"]
 
@@ -85,7 +92,7 @@ def test_figures_that_were_not_taken_ask_for_nothing() -> None:
 
 def _measured(displacement: torch.Tensor, mask: torch.Tensor) -> Quality:
     signals = (Signals("nothing", 0.7, 0.05), Signals("coarse", 0.8, 0.04))
-    evidence = Evidence(Inspection(0.7, 2.0, 0.6, None), Inspection(0.8, 0.5, 0.4, None))
+    evidence = Evidence(Inspection(0.7, 2.0, 0.6, 0.5, None), Inspection(0.8, 0.5, 0.4, 0.1, None))
     jacobian = torch.ones(mask.shape)
     jacobian[0] = 0.4
     return quality.measure(

@@ -6,6 +6,7 @@ import torch
 from scipy.interpolate import BSpline
 
 from correction import spline
+from correction.fit import minimise
 from correction.grid import Grid
 from correction.spline import Lattice
 
@@ -118,3 +119,24 @@ def test_unfolding_keeps_the_jacobian_above_its_limit_and_leaves_a_sound_field_a
     assert torch.allclose(spline.unfold(gentle, LATTICE.spacing_mm[2], 0.1), gentle, atol=1e-5)
     assert float(spline.fold_penalty(steep, LATTICE.spacing_mm[2], 0.1)) > 0
     assert float(spline.fold_penalty(safe, LATTICE.spacing_mm[2], 0.1)) < 1e-8
+
+
+def test_whitened_parameters_reach_the_same_minimum_in_fewer_steps_and_map_back() -> None:
+    grid = Grid((0.0, 0.0, 0.0), (4.0, 4.0, 4.0), (20, 24, 22))
+    lattice = Lattice.over(grid, 12.0)
+    matrices = spline.grid_matrices(lattice, grid)
+    bending, weight = spline.Bending(lattice), 3000.0
+    truth = torch.randn(grid.shape, generator=torch.Generator().manual_seed(0))
+
+    def energy(coefficients: torch.Tensor) -> torch.Tensor:
+        misfit = (spline.evaluate(coefficients, matrices) - truth).square().mean()
+        return 0.5 * misfit + weight * bending(coefficients)
+
+    whitening = spline.Whitening.of(lattice, weight, 1.0)
+    coefficients = torch.randn(lattice.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(whitening(whitening.inverse(coefficients)), coefficients, atol=1e-3)
+    start = torch.zeros(lattice.shape)
+    _, plain = minimise(energy, start, 12)
+    _, whitened = minimise(lambda parameters: energy(whitening(parameters)), start, 12)
+    _, converged = minimise(lambda parameters: energy(whitening(parameters)), start, 200)
+    assert whitened - converged < 0.2 * (plain - converged)
