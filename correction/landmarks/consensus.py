@@ -18,7 +18,12 @@ Flags = npt.NDArray[np.bool_]
 
 # lengths in mm; the order is that of the filters
 OFF_AXIS_MM = 1.5
-BOUND_MM = 50.0  # twice what is seen in practice: the neighbours decide, this stops the absurd
+# A landmark from a slice has no shift across it, and one that was searched along phase encode has none at
+# all: exact zeros say nothing about the images.
+BY_CONSTRUCTION_MM = 1e-6
+# from the median shift, or that many robust spreads where everything is shifted far: in a pelvis whole
+# patches of texture match elsewhere, and their neighbours agree
+BOUND_MM, BOUND_SPREADS = 20.0, 5.0
 CONSENSUS_MM, CONSENSUS_SCATTERS = 2.0, 3.0
 CELL_MM = 10.0
 MOST_PER_CELL = 6
@@ -26,7 +31,7 @@ FEWEST = 30
 
 # How much a whole set is believed: half at this common error, and in proportion where it leaves more than
 # half of the head's larger cells empty.
-TRUSTED_MM = 0.4
+TRUSTED_MM = 0.45
 COVER_CELL_MM = 20.0
 FULL_COVER = 0.5
 
@@ -73,7 +78,8 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
     score = landmarks.confidence
     alive = _in_head(fixed, grid, head) & np.isfinite(shift).all(axis=1) & (score > 0)
     dropped = {"outside the head": int((~alive).sum())}
-    off_axis = np.median(shift[alive][:, :2], axis=0) if alive.any() else np.zeros(2)
+    seen = np.abs(shift[:, :2]) > BY_CONSTRUCTION_MM
+    off_axis = [float(np.median(s)) if len(s := shift[alive & seen[:, k], k]) else 0.0 for k in (0, 1)]
 
     def drop(name: str, bad: Flags) -> None:
         nonlocal alive
@@ -82,8 +88,9 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
 
     if one_axis:
         limit = max(OFF_AXIS_MM, max(frame.spacing_mm[:2]))
-        drop("off the phase-encode axis", np.asarray((np.abs(shift[:, :2] - off_axis) > limit).any(axis=1)))
-    drop("implausibly far", np.asarray((np.abs(shift) > BOUND_MM).any(axis=1)))
+        away = seen & (np.abs(shift[:, :2] - off_axis) > limit)
+        drop("off the phase-encode axis", np.asarray(away.any(axis=1)))
+    drop("implausibly far", _far(shift, alive))
     lone = np.zeros(len(score), dtype=bool)
     for _ in range(2):
         lone |= _disagreeing(fixed, shift[:, 2:] if one_axis else shift, alive & ~lone)
@@ -91,7 +98,7 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
     error = _common_error(fixed[alive], shift[alive]) if one_axis else None
     drop("crowded", _crowded(fixed, score, alive))
     found = Consensus(
-        landmarks.matcher, len(landmarks), None, None, dropped, (float(off_axis[0]), float(off_axis[1])),
+        landmarks.matcher, len(landmarks), None, None, dropped, (off_axis[0], off_axis[1]),
         error, weight_files=landmarks.weight_files,
     )  # fmt: skip
     if alive.sum() < FEWEST:
@@ -108,7 +115,7 @@ def agree(landmarks: Landmarks, frame: Frame, grid: Grid, head: torch.Tensor, on
 
 
 def _trust(common_error_mm: float | None, covered: float) -> float:
-    certain = 1.0 if common_error_mm is None else 1.0 / (1.0 + (common_error_mm / TRUSTED_MM) ** 2)
+    certain = 1.0 if common_error_mm is None else 1.0 / (1.0 + (common_error_mm / TRUSTED_MM) ** 4)
     return certain * min(1.0, covered / FULL_COVER)
 
 
@@ -123,14 +130,10 @@ def _covered(points: Array, grid: Grid, head: torch.Tensor) -> float:
 
 
 def _common_error(points: Array, shift: Array) -> float | None:
-    """The largest over the axes across phase encode.
-
-    A landmark from a slice has no shift across it, and one that was searched along phase encode has none
-    at all: exact zeros say nothing.
-    """
+    """The largest over the axes across phase encode."""
     found = []
     for axis in (0, 1):
-        free = np.abs(shift[:, axis]) > 1e-6
+        free = np.abs(shift[:, axis]) > BY_CONSTRUCTION_MM
         error = neighbourhood.common_error(points[free], shift[free, axis])
         found += [] if error is None else [error]
     return max(found, default=None)
@@ -141,6 +144,15 @@ def _in_head(points: Array, grid: Grid, head: torch.Tensor) -> Flags:
     inside = ((index >= 0) & (index < np.asarray(grid.shape))).all(axis=1)
     clipped = np.clip(index, 0, np.asarray(grid.shape) - 1)
     return np.asarray(head.cpu().numpy()[tuple(clipped.T)] & inside)
+
+
+def _far(shift: Array, alive: Flags) -> Flags:
+    """Farther from the median than anything plausible, in any axis of shift (N, 3)."""
+    if not alive.any():
+        return np.zeros(len(shift), dtype=bool)
+    away = np.abs(shift - np.median(shift[alive], axis=0))
+    spread = 1.4826 * np.median(away[alive], axis=0)
+    return np.asarray((away > np.maximum(BOUND_MM, BOUND_SPREADS * spread)).any(axis=1))
 
 
 def _disagreeing(points: Array, shift: Array, alive: Flags) -> Flags:

@@ -70,16 +70,19 @@ def find_landmarks(
     if not isinstance(chosen, Matcher):
         return replace(mind_blocks.find(b0, reference, frame), matcher=chosen)
     pair = _Pair.of(b0, reference, frame, slicing)
-    axes = (0, 1, 2) if phase_encoding is None else (0, 1)
-    stacks = [stack for axis in axes if (stack := pair.stack(axis, slicing))]
+    one_axis = phase_encoding is not None
+    stacks = {
+        axis: stack for axis in ((0, 1) if one_axis else (0, 1, 2)) if (stack := pair.stack(axis, slicing))
+    }
     if not stacks:
         return _joined([], chosen.name)
-    tone, tried = _tone(pair, stacks, chosen, slicing, phase_encoding is not None)
+    tone, tried, agreed = _tone(pair, list(stacks.values()), chosen, slicing, one_axis)
     parts = [tried]
-    for stack in stacks:
+    for axis, stack in stacks.items():
         trial = _trial(stack, slicing)
         rest = [plane for plane in stack if not any(plane is one for one in trial)]
-        parts.append(pair.match(chosen, rest, tone, slicing))
+        offset_mm = agreed.off_axis_mm[axis] if one_axis else 0.0
+        parts.append(pair.match(chosen, rest, tone, slicing, offset_mm))
     found = _joined(parts, f"{chosen.name}, reference {tone.name}")
     return replace(found, weight_files=dict(chosen.weights))
 
@@ -150,12 +153,20 @@ class _Pair:
         ]
         return planes if planes and min(planes[0].shape) >= slicing.fewest_pixels else []
 
-    def match(self, matcher: Matcher, planes: Sequence[Plane], tone: Tone, slicing: Slicing) -> Landmarks:
-        """Landmarks of planes of one shape, in patient space."""
+    def match(
+        self, matcher: Matcher, planes: Sequence[Plane], tone: Tone, slicing: Slicing, offset_mm: float = 0.0
+    ) -> Landmarks:
+        """Landmarks of parallel planes of one shape, in patient space.
+
+        offset_mm: how much farther along its slice axis the b = 0 shows what the reference shows. The
+        reference is sliced that much before, so that both slices hold the same tissue; its landmarks
+        are still written into the b = 0's slice, whose distortion they tell.
+        """
         parts = []
         for start in range(0, len(planes), slicing.batch):
             some = planes[start : start + slicing.batch]
-            found = matcher.match(self.reference.draw(some, tone), self.b0.draw(some, AS_IS))
+            same_tissue = [one.moved(-offset_mm) for one in some]
+            found = matcher.match(self.reference.draw(same_tissue, tone), self.b0.draw(some, AS_IS))
             parts += [
                 Landmarks(
                     plane.to_lps(matches.fixed.double().numpy()),
@@ -175,8 +186,8 @@ def _trial(stack: Stack, slicing: Slicing) -> Stack:
 
 def _tone(
     pair: _Pair, stacks: Sequence[Stack], matcher: Matcher, slicing: Slicing, one_axis: bool
-) -> tuple[Tone, Landmarks]:
-    """The tone under which most matches agree with one another, and the matches of its trial.
+) -> tuple[Tone, Landmarks, Consensus]:
+    """The tone under which most matches agree with one another, its trial's matches, and which agree.
 
     The header's name of a contrast is not needed: a negative loses nine of ten matches. The better of the
     two plain tones moves the b = 0 into place, and from there the third is learned.
@@ -197,7 +208,7 @@ def _tone(
         tone = contrast.learned(pair.reference, pair.b0, pair.frame, pair.grid, fixed, moving - fixed)
         if tone is not None:
             best = max(best, tried(tone), key=lambda trial: trial[0])
-    return best[1], best[2]
+    return best[1:]
 
 
 def _joined(parts: Sequence[Landmarks], name: str) -> Landmarks:

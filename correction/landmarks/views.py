@@ -8,7 +8,7 @@ voxel edge s: x_pix = (i + 0.5)·s/p − 0.5. All of that is in `Plane`, and now
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,14 @@ class Plane:
     """A rectangle of square pixels in patient space.
 
     origin_lps: (3,) mm, centre of pixel (0, 0). columns, rows: (3,) patient unit vectors along which the
-    column number x and the row number y grow. pixel_mm: edge of a pixel. shape: (rows, columns).
+    column number x and the row number y grow. across: unit vector of the voxel axis that it is a slice of.
+    pixel_mm: edge of a pixel. shape: (rows, columns).
     """
 
     origin_lps: Array
     columns: Array
     rows: Array
+    across: Array
     pixel_mm: float
     shape: tuple[int, int]
 
@@ -40,6 +42,10 @@ class Plane:
         """(N, 2) pixels (x, y), centres at whole numbers → (N, 3) patient LPS mm."""
         steps = np.stack([self.columns, self.rows]) * self.pixel_mm
         return np.asarray(self.origin_lps + pixels @ steps)
+
+    def moved(self, across_mm: float) -> Plane:
+        """The parallel plane that far along the voxel axis that this is a slice of."""
+        return replace(self, origin_lps=self.origin_lps + across_mm * self.across)
 
     def to_pixels(self, points_lps: Array) -> tuple[Array, Array]:
         """(N, 3) patient LPS mm → (N, 2) pixels (x, y), and (N,) signed mm off the plane."""
@@ -70,6 +76,7 @@ def plane(
         origin_lps=volume.affine[:3, 3] + unit_zyx @ first_mm,
         columns=unit_zyx[:, column_axis].copy(),
         rows=unit_zyx[:, row_axis].copy(),
+        across=unit_zyx[:, axis].copy(),
         pixel_mm=pixel_mm,
         shape=(counts[0], counts[1]),
     )

@@ -133,6 +133,21 @@ def test_a_tone_replaces_brightness_by_its_curve() -> None:
     torch.testing.assert_close(shown, torch.tensor([0.2, 0.6, 1.0, 0.5, 0.0]))
 
 
+def test_slices_of_a_reference_that_lies_elsewhere_hold_the_same_tissue() -> None:
+    """The patient moved by 4 mm across the slices between the two images."""
+    b0, reference, _ = _case("j")
+    frame = Frame.of(b0, "j")
+    affine = reference.affine.copy()
+    affine[:3, 3] -= 4.0 * frame.directions[:, 0]
+    pair = finding._Pair.of(b0, Volume(reference.data, affine), frame, SLICING)
+    matcher = finding.matchers.matcher("xfeat-lighterglue")
+    trial = finding._trial(pair.stack(0, SLICING), SLICING)
+    as_they_lie, as_it_was = (pair.match(matcher, trial, AS_IS, SLICING, mm) for mm in (0.0, 4.0))
+    assert len(as_it_was) > 2 * len(as_they_lie)
+    off_axis = frame.points_from_lps(as_it_was.moving_mm) - frame.points_from_lps(as_it_was.fixed_mm)
+    assert np.abs(off_axis[:, 0]).max() < 1e-6, "the slice is the b = 0's"
+
+
 def test_the_view_across_phase_encode_is_used_only_when_the_axis_is_unknown() -> None:
     assert _sliced_along("j") == {0, 2}
     assert _sliced_along(None) == {0, 1, 2}

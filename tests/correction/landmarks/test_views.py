@@ -115,3 +115,12 @@ def test_pixels_that_are_not_wanted_stay_black() -> None:
     picture = views.Pictures.of(volume).on([one], where)
     np.testing.assert_allclose(picture[where], 1.0, atol=1e-4)
     assert float(picture.sum()) == pytest.approx(100.0, abs=0.01)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_moved_plane_is_the_slice_that_far_along_its_axis(axis: int) -> None:
+    edge = SPACING[::-1][axis]
+    moved = views.plane(VOLUME, axis, 12, 0.7).moved(2 * edge)
+    there = views.plane(VOLUME, axis, 14, 0.7)
+    np.testing.assert_allclose(moved.origin_lps, there.origin_lps, atol=1e-9)
+    assert moved.shape == there.shape
