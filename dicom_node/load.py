@@ -22,7 +22,6 @@ from dicom_node.headers import (
     FrameFacts,
     GeometryProblem,
     InstanceFacts,
-    StoredPixels,
     Unreadable,
     VolumeFacts,
     arrange,
@@ -49,6 +48,7 @@ class LoadedSeries:
     arrangement: Arrangement
     voxels: npt.NDArray[np.float32] = field(repr=False)
     affine: npt.NDArray[np.float64] = field(repr=False)
+    lowest_value: float | None = None  # of `voxels` as they were read: a correction may take their place
 
     def volume(self, index: int) -> Volume:
         """Volume `index`, as the engine takes it."""
@@ -88,7 +88,8 @@ def load(instances: Sequence[InstanceFacts]) -> LoadedSeries:
         for number, volume in enumerate(arrangement.volumes)
         for index, frame in enumerate(volume.frames)
     ]
-    return LoadedSeries(facts, arrangement, _read(cells, shape, instances), arrangement.affine)
+    voxels = _read(cells, shape, instances)
+    return LoadedSeries(facts, arrangement, voxels, arrangement.affine, float(np.nanmin(voxels)))
 
 
 def load_reference(instances: Sequence[InstanceFacts]) -> Volume:
@@ -145,7 +146,7 @@ def _pictures(instance: InstanceFacts, numbers: list[int]) -> Iterator[tuple[int
     path = instance.path
     try:
         if instance.stored is not None:
-            yield from ((number, stored_frame(path, instance.stored, number)) for number in numbers)
+            yield from ((number, instance.stored.frame(path, number)) for number in numbers)
             return
         # a file that is deflated as a whole cannot be sought, only inflated
         inflate = instance.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
@@ -162,18 +163,6 @@ def _pictures(instance: InstanceFacts, numbers: list[int]) -> Iterator[tuple[int
             f"The pixels of {path.name} cannot be decoded ({type(error).__name__}): the file is damaged, "
             "or its compression is not supported."
         ) from error
-
-
-def stored_frame(path: Path, stored: StoredPixels, number: int) -> Stored:
-    """One frame as it lies in the file. Raises Unreadable where the file ends before it."""
-    count = stored.rows * stored.columns
-    offset = stored.offset + number * stored.frame_bytes
-    values = np.fromfile(path, dtype=stored.dtype, count=count, offset=offset)
-    if len(values) < count:
-        raise Unreadable(f"{path.name} is cut short: its pixels end before the picture does.")
-    if stored.unused_bits:  # and give a signed number its sign
-        values = np.right_shift(np.left_shift(values, stored.unused_bits), stored.unused_bits)
-    return values.reshape(stored.rows, stored.columns)
 
 
 def _slice_of(picture: Stored, frame: FrameFacts) -> Stored:

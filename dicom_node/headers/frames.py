@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from dicom_node.headers import tags
@@ -12,16 +13,25 @@ from dicom_node.headers.instance import FrameFacts
 from dicom_node.headers.problems import GeometryProblem
 from dicom_node.headers.public import Plane, PublicReader, three
 from dicom_node.headers.space import cross, plane
+from dicom_node.headers.stored import StoredPixels
 from dicom_node.headers.vendors import READERS
 from rules.facts import SeriesFacts
 
+MOST_FRAMES = 100_000  # without a header for each; a number in a hostile file costs no memory
+
 
 def read_frames(
-    path: Path, sop_instance_uid: str, scan: SeriesFacts, shared: Header, frames: list[Header]
+    path: Path,
+    sop_instance_uid: str,
+    scan: SeriesFacts,
+    shared: Header,
+    frames: list[Header],
+    stored: StoredPixels | None,
 ) -> tuple[tuple[FrameFacts, ...], str]:
     """The slices of one file in stored order, none when it holds no picture; and why they cannot be located.
 
     shared: the header of all frames. frames: one header a frame of a multi-frame object, else empty.
+    stored: where its pixels lie, for a mosaic whose header does not tell its slices.
     A mosaic whose layout is not in the header is given as the one picture it is, without a position.
     """
     rows, columns = shared.integer(tags.ROWS), shared.integer(tags.COLUMNS)
@@ -39,10 +49,13 @@ def read_frames(
     count = shared.integer(tags.NUMBER_OF_FRAMES) or 1
     if count > 1:  # a multi-frame picture without functional groups: its frames have no place
         bare = FrameFacts(sop_instance_uid, path, rows=rows, columns=columns)
+        if count > MOST_FRAMES:
+            return (bare,), f"The file says {count} frames, more than any picture has."
         return tuple(replace(bare, frame=number) for number in range(count)), ""
     single = _slice(reader, path, sop_instance_uid, shared, rows, columns, None)
     try:
-        tiling = reader.tiling(shared, scan.image_type, _plane(shared))
+        picture = (lambda: None) if stored is None else partial(stored.frame, path, 0)
+        tiling = reader.tiling(shared, scan.image_type, _plane(shared), picture)
     except GeometryProblem as problem:
         return (replace(single, position_mm=None),), str(problem)
     if tiling is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from dicom_node.headers import tags
 from dicom_node.headers.elements import Header
@@ -49,6 +53,9 @@ class Tiling:
     columns: int
     tiles_across: int
     positions_mm: tuple[Vec3, ...]  # centre of the first voxel of each slice
+
+
+Picture = Callable[[], npt.NDArray[np.generic] | None]  # (rows, columns); None: only a decoder can tell
 
 
 class PublicReader:
@@ -127,9 +134,16 @@ class PublicReader:
         """The vendor's own index of the volume that this slice belongs to."""
         return ()
 
-    def tiling(self, header: Header, image_type: tuple[str, ...], plane: Plane | None) -> Tiling | None:
+    def tiling(
+        self,
+        header: Header,
+        image_type: tuple[str, ...],
+        plane: Plane | None,
+        picture: Picture = lambda: None,
+    ) -> Tiling | None:
         """The layout of a mosaic; None for an ordinary picture.
 
+        picture: reads the stored values, for a header that lost the number of slices.
         Raises GeometryProblem when it is a mosaic whose layout is not in the header.
         """
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import pydicom
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pynetdicom.dsutils import split_dataset
 
 from dicom_node.headers import tags
 from dicom_node.headers.elements import Header, Layer
@@ -22,6 +25,10 @@ from dicom_node.headers.scan import read_scan, with_readout
 from dicom_node.headers.stored import locate
 
 _BLOB_BYTES = 1 << 20  # raw data and spectra; nothing that is read here is as large
+_META_BYTES = 16 << 10  # more than any file meta group
+_INFLATED_BYTES = 512 << 20  # of a deflated data set, pixels included
+_INFLATED_ANYWAY_BYTES = 32 << 20
+_MOST_INFLATION = 200  # to one: pictures reach 20, nothing but zeros 1000
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -32,6 +39,7 @@ def read_instance(path: Path) -> InstanceFacts:
     """
     try:
         with _tolerant_pydicom(), path.open("rb") as file:
+            _check_inflated_size(path, file)
             dataset = pydicom.dcmread(file, stop_before_pixels=True, defer_size=_BLOB_BYTES)
             return _facts(path, dataset, file)
     except Unreadable:
@@ -48,6 +56,25 @@ def read_instance(path: Path) -> InstanceFacts:
         raise Unreadable(
             f"{path.name} is damaged: its header cannot be parsed ({type(error).__name__})."
         ) from error
+
+
+def _check_inflated_size(path: Path, file: BinaryIO) -> None:
+    """Raises Unreadable for a deflated file that is a bomb: pydicom inflates all of it at once."""
+    head = file.read(_META_BYTES)
+    file.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        return
+    meta, offset = split_dataset(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    file.seek(offset)
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while piece := inflater.unconsumed_tail or file.read(_META_BYTES):
+        size += len(inflater.decompress(piece, _BLOB_BYTES))
+        packed = file.tell() - offset
+        if size > _INFLATED_BYTES or (size > _INFLATED_ANYWAY_BYTES and size > _MOST_INFLATION * packed):
+            raise Unreadable(f"{path.name} inflates to more than any picture holds ({size >> 20} MiB).")
+    file.seek(0)
 
 
 @contextmanager
@@ -84,7 +111,7 @@ def _facts(path: Path, dataset: Dataset, file: BinaryIO) -> InstanceFacts:
     shared, frames = _functional_groups(root)
     first = frames[0] if frames else shared
     scan = read_scan(first, root)
-    slices, problem = read_frames(path, sop_instance_uid, scan, shared, frames)
+    slices, problem = read_frames(path, sop_instance_uid, scan, shared, frames, stored)
     return InstanceFacts(
         path=path,
         sop_instance_uid=sop_instance_uid,

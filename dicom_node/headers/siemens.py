@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 with warnings.catch_warnings():  # nibabel calls its DICOM readers experimental; only the CSA parser is used
     warnings.simplefilter("ignore")
     from nibabel.nicom import csareader
@@ -16,15 +19,16 @@ with warnings.catch_warnings():  # nibabel calls its DICOM readers experimental;
 from dicom_node.headers import tags
 from dicom_node.headers.elements import Header
 from dicom_node.headers.problems import GeometryProblem
-from dicom_node.headers.public import Diffusion, Plane, PublicReader, Readout, Tiling, settle, three
+from dicom_node.headers.public import Diffusion, Picture, Plane, PublicReader, Readout, Tiling, settle, three
 from dicom_node.headers.space import combine, dot, unit
-from rules.facts import Directionality, Vec3
+from rules.facts import Directionality, PhaseAxis, Vec3
 
 MR = "SIEMENS MR HEADER"
 CSA = "SIEMENS CSA HEADER"
 XA_IMAGE = "SIEMENS MR SDI 02"
 
 _B_IN_NAME = re.compile(r"\*?[a-z]+_b(\d+)(?:#\d+|t)?")
+_MATRIX = re.compile(r"\d+p\*(\d+)")  # AcquisitionMatrixText: lines of phase encoding, then of readout
 _EPI_SEQUENCES = ("ep2d", "ep_b", "epse", "epfid", "re_b")
 
 
@@ -87,16 +91,18 @@ class SiemensReader(PublicReader):
     def prescan_normalised(self, header: Header, image_type: tuple[str, ...]) -> bool | None:
         return "NORM" in image_type if image_type else None
 
-    def tiling(self, header: Header, image_type: tuple[str, ...], plane: Plane | None) -> Tiling | None:
+    def tiling(
+        self,
+        header: Header,
+        image_type: tuple[str, ...],
+        plane: Plane | None,
+        picture: Picture = lambda: None,
+    ) -> Tiling | None:
         count = int(header.private_number(0x0019, MR, 0x0A, "US") or 0)
         if "MOSAIC" not in image_type and count < 2:
             return None
         count = count or int(_first(_csa_numbers(header, "NumberOfImagesInMosaic")) or 0)
-        if not count:
-            raise GeometryProblem(
-                "The mosaic does not say how many slices it holds: its CSA header and (0019,100A) were "
-                "removed, as de-identification does; send the original images."
-            )
+        count = count or self._count_in_picture(header, picture)
         origin = three(header.numbers(tags.IMAGE_POSITION_PATIENT))
         spacing = header.numbers(tags.PIXEL_SPACING)
         step_mm = header.number(tags.SPACING_BETWEEN_SLICES)
@@ -118,6 +124,37 @@ class SiemensReader(PublicReader):
         positions = tuple(combine((1.0, first), (k * abs(step_mm), normal)) for k in range(count))
         return Tiling(rows // across, columns // across, across, positions)
 
+    def _count_in_picture(self, header: Header, picture: Picture) -> int:
+        """How many slices a mosaic holds whose header lost the number, as de-identification does.
+
+        The size of a tile follows from the matrix that was acquired, AcquisitionMatrixText and
+        PercentPhaseFieldOfView; the tiles behind the last slice hold nothing but zeros, which no measured
+        slice does. Raises GeometryProblem where these do not agree on one square of tiles.
+        """
+        rows, columns = header.integer(tags.ROWS) or 0, header.integer(tags.COLUMNS) or 0
+        tile = self._acquired_tile(header)
+        if tile is not None and columns > tile[1] and not rows % tile[0] and not columns % tile[1]:
+            down, across = rows // tile[0], columns // tile[1]
+            stored = picture() if down == across else None
+            count = 0 if stored is None else _last_tile_in_use(stored, tile)
+            if count > (across - 1) ** 2:  # fewer slices would lie in a smaller square
+                return count
+        raise GeometryProblem(
+            "The mosaic does not say how many slices it holds: its CSA header and (0019,100A) were removed, "
+            "as de-identification does, and what is left does not prove its layout; send the original images."
+        )
+
+    def _acquired_tile(self, header: Header) -> tuple[int, int] | None:
+        """(rows, columns) of one slice, from the acquired matrix; None where the header does not tell."""
+        text = _MATRIX.fullmatch(header.private_text(0x0051, MR, 0x0B))
+        phase_percent = header.number(tags.PERCENT_PHASE_FIELD_OF_VIEW)
+        encoding = self.phase_encoding(header)
+        if text is None or not phase_percent or encoding is None:
+            return None
+        readout = int(text.group(1))
+        phase = round(readout * phase_percent / 100)
+        return (phase, readout) if encoding.axis is PhaseAxis.COLUMN else (readout, phase)
+
     def _slice_normal(self, header: Header, plane: Plane) -> Vec3:
         """The direction in which tiles are stacked: along row × column, or against it."""
         written = three(_csa_numbers(header, "SliceNormalVector"))
@@ -131,6 +168,14 @@ class SiemensReader(PublicReader):
             "The mosaic does not say in which order its slices lie: its CSA header was removed; "
             "send the original images."
         )
+
+
+def _last_tile_in_use(picture: npt.NDArray[np.generic], tile: tuple[int, int]) -> int:
+    """The number of tiles up to the last one that holds anything, row by row."""
+    rows, columns = tile
+    down, across = picture.shape[0] // rows, picture.shape[1] // columns
+    filled = picture.reshape(down, rows, across, columns).any(axis=(1, 3)).ravel()
+    return 1 + int(np.flatnonzero(filled)[-1]) if filled.any() else 0
 
 
 def _b_of_name(sequence: str) -> float | None:

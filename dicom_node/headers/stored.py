@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.headers import tags
 from dicom_node.headers.elements import Header
+from dicom_node.headers.problems import Unreadable
 
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _LONG_FORM = (b"OW", b"OB")  # explicit VR: two reserved bytes, then the length in four
@@ -31,6 +35,19 @@ class StoredPixels:
     def frame_bytes(self) -> int:
         """Bytes of one frame."""
         return self.rows * self.columns * int(self.dtype[-1])
+
+    def frame(self, path: Path, number: int) -> npt.NDArray[np.generic]:
+        """Frame `number` of the file as stored values, (rows, columns).
+
+        Raises OSError, and Unreadable where the file ends before it.
+        """
+        count = self.rows * self.columns
+        values = np.fromfile(path, self.dtype, count, offset=self.offset + number * self.frame_bytes)
+        if len(values) < count:
+            raise Unreadable(f"{path.name} is cut short: its pixels end before the picture does.")
+        if self.unused_bits:  # and give a signed number its sign
+            values = np.right_shift(np.left_shift(values, self.unused_bits), self.unused_bits)
+        return values.reshape(self.rows, self.columns)
 
 
 def locate(file: BinaryIO, transfer_syntax_uid: str, root: Header) -> StoredPixels | None:

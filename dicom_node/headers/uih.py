@@ -7,7 +7,7 @@ import math
 from dicom_node.headers import tags
 from dicom_node.headers.elements import Header, Layer
 from dicom_node.headers.problems import GeometryProblem
-from dicom_node.headers.public import Diffusion, Plane, PublicReader, Readout, Tiling, settle, three
+from dicom_node.headers.public import Diffusion, Picture, Plane, PublicReader, Readout, Tiling, settle, three
 from dicom_node.headers.space import combine
 from rules.facts import Vec3
 
@@ -42,7 +42,13 @@ class UihReader(PublicReader):
         milliseconds = Header([Layer(slices[0])]).number(tags.ACQUISITION_DURATION) if slices else None
         return Readout(milliseconds / 1000, estimated=True) if milliseconds else None
 
-    def tiling(self, header: Header, image_type: tuple[str, ...], plane: Plane | None) -> Tiling | None:
+    def tiling(
+        self,
+        header: Header,
+        image_type: tuple[str, ...],
+        plane: Plane | None,
+        picture: Picture = lambda: None,
+    ) -> Tiling | None:
         if "VFRAME" not in image_type:
             return None
         slices = header.private_items(0x0065, IMAGE, 0x51)

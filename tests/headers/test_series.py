@@ -6,16 +6,28 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from made_headers import dataset_of, mr_image, write
 from pydicom.sequence import Sequence
 from pydicom.uid import RawDataStorage
 
 from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
+from dicom_node.load import load
 from rules.facts import Directionality, PhaseAxis, SeriesFacts
 
 
 def _facts(folder: Path) -> SeriesFacts:
+    return summarise(_instances(folder))
+
+
+def _loaded(folder: Path) -> npt.NDArray[np.float32]:
+    """(V, Z, Y, X)."""
+    return load(_instances(folder)).voxels
+
+
+def _instances(folder: Path) -> list[InstanceFacts]:
     instances: list[InstanceFacts] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -23,7 +35,7 @@ def _facts(folder: Path) -> SeriesFacts:
         except Unreadable:
             continue
     assert len({instance.series_uid for instance in instances}) == 1
-    return summarise(instances)
+    return instances
 
 
 def test_siemens_xa_enhanced_diffusion(data_set: Callable[[str], Path]) -> None:
@@ -75,13 +87,28 @@ def test_a_mosaic_is_described_by_its_slices(data_set: Callable[[str], Path]) ->
     assert facts.total_readout_s == pytest.approx(0.0502189, rel=1e-4)
 
 
-def test_a_mosaic_without_its_csa_header_says_so_and_keeps_its_b_values(
+def test_a_mosaic_without_its_csa_header_lies_where_the_maps_made_from_it_lie(
     data_set: Callable[[str], Path],
 ) -> None:
     facts = _facts(data_set("prostatex-0218") / "11.000000-ep2dadvdiffMDDW12dirspair511b-62762")
-    assert facts.geometry_problem.startswith("The mosaic does not say how many slices it holds")
     assert facts.b_values == (0, *[800] * 12)
-    assert facts.box is None
+    adc = _facts(data_set("prostatex-0218") / "12.000000-ep2dadvdiffMDDW12dirspair511bADC-75591")
+    assert (facts.columns, facts.rows, facts.slices) == (adc.columns, adc.rows, adc.slices)
+    assert facts.box is not None
+    assert adc.box is not None
+    np.testing.assert_allclose(facts.box.centre, adc.box.centre, atol=1e-3)
+    np.testing.assert_allclose(facts.box.extent_mm, adc.box.extent_mm, atol=1e-3)
+
+
+def test_a_mosaic_without_its_csa_header_is_stacked_as_its_trace_images_are(
+    data_set: Callable[[str], Path],
+) -> None:
+    study = data_set("prostatex-0218")
+    mosaic = _loaded(study / "11.000000-ep2dadvdiffMDDW12dirspair511b-62762")
+    (trace,) = _loaded(study / "13.000000-ep2dadvdiffMDDW12dirspair511bTRACEW-39788")
+    mean = np.exp(np.log(mosaic[1:] + 1).mean(axis=0))  # the scanner's trace is the geometric mean
+    alike = [[np.corrcoef(a.ravel(), b.ravel())[0, 1] for b in trace] for a in mean]
+    assert np.argmax(alike, axis=1).tolist() == list(range(20))
 
 
 def test_magnitude_and_phase_of_two_echoes_in_one_series(data_set: Callable[[str], Path]) -> None:

@@ -200,6 +200,50 @@ def test_a_mosaic_that_does_not_tell_its_slices_is_refused() -> None:
         READERS[Vendor.SIEMENS].tiling(header(made), ("MOSAIC",), oriented())
 
 
+def _stripped(matrix: str = "3p*6 ", percent: float = 66.7, **elements: object) -> Dataset:
+    """A mosaic of 2 × 2 tiles of 4 × 6 that de-identification left without CSA header and slice number."""
+    made = _mosaic(None)
+    del made[0x0019100A]
+    made.InPlanePhaseEncodingDirection = "COL"
+    made.PercentPhaseFieldOfView = percent
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return add_private(made, 0x0051, MR_HEADER, {0x0B: ("OB", matrix.encode())})
+
+
+def _picture(tiles: int) -> np.ndarray:
+    picture = np.zeros((8, 12), dtype=np.uint16)
+    for tile in range(tiles):
+        picture[4 * (tile // 2) + 1, 6 * (tile % 2) + 2] = 1
+    return picture
+
+
+@pytest.mark.parametrize("tiles", [2, 3, 4])
+def test_the_slices_of_a_stripped_mosaic_are_counted_in_its_picture(tiles: int) -> None:
+    tiling = READERS[Vendor.SIEMENS].tiling(
+        header(_stripped()), ("MOSAIC",), oriented(), lambda: _picture(tiles)
+    )
+    assert tiling is not None
+    assert (tiling.rows, tiling.columns, len(tiling.positions_mm)) == (4, 6, tiles)
+
+
+@pytest.mark.parametrize(
+    ("made", "tiles"),
+    [
+        (_stripped(), 1),  # one slice would need no mosaic of four
+        (_stripped(), 0),
+        (_stripped("3p*5 "), 4),  # 12 columns are not tiles of 5
+        (_stripped("3p*12 "), 4),  # one tile across, and two down
+        (_stripped(percent=100.0), 4),
+        (_stripped("6*3"), 4),
+        (_stripped(InPlanePhaseEncodingDirection=""), 4),
+    ],
+)
+def test_a_stripped_mosaic_whose_parts_do_not_agree_is_refused(made: Dataset, tiles: int) -> None:
+    with pytest.raises(GeometryProblem, match="does not prove its layout"):
+        READERS[Vendor.SIEMENS].tiling(header(made), ("MOSAIC",), oriented(), lambda: _picture(tiles))
+
+
 def test_a_mosaic_that_does_not_divide_into_tiles_is_refused() -> None:
     made = _mosaic((0.0, 0.0, 1.0))
     made.Rows = 9

@@ -68,8 +68,8 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[Orthanc]:
-    """An empty Orthanc on loopback."""
+def orthanc(folder: Path, node_port: int = 0) -> Iterator[Orthanc]:
+    """An empty Orthanc on loopback. node_port: where it calls the node back, to commit to what it stored."""
     needed("Orthanc")
     dicom_port, http_port = free_ports(2)
     folder.mkdir(parents=True)
@@ -87,6 +87,7 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
                 "DicomAlwaysAllowStore": True,
                 "DicomCheckCalledAet": True,
                 "OverwriteInstances": False,
+                "DicomModalities": {"node": [NODE_AE, "127.0.0.1", node_port]},
             }
         )
     )
@@ -180,14 +181,17 @@ web: {{port: {web_port}}}
             raise
 
 
-def storescu(port: int, *paths: Path) -> None:
-    """Send folders as a scanner would; licence files lie between the images, so it must not halt."""
+def storescu(port: int, *paths: Path, propose: str = "") -> None:
+    """Send folders as a scanner would; licence files lie between the images, so it must not halt.
+
+    propose: the option by which storescu offers a compressed transfer syntax.
+    """
     needed("storescu")
     environment = os.environ | {"TCP_NODELAY": "1"}
     for path in paths:
         subprocess.run(
-            ["storescu", "--no-halt", "-aet", SCANNER_AE, "-aec", NODE_AE, "+sd", "+r",
-             "127.0.0.1", str(port), str(path)],
+            ["storescu", "--no-halt", *filter(None, [propose]), "-aet", SCANNER_AE, "-aec", NODE_AE,
+             "+sd", "+r", "127.0.0.1", str(port), str(path)],
             check=False, capture_output=True, timeout=600, env=environment,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
 
 from dicom_node.headers import InstanceFacts, Unreadable, read_instance
@@ -231,3 +232,26 @@ def test_each_echo_and_component_is_one_volume(
     assert sorted(order) == list(range(len(theirs)))
     for volume, index in zip(ours.arrangement.volumes, order, strict=True):
         assert volume.echo_time_ms == pytest.approx(1000 * theirs[index].sidecar["EchoTime"])
+
+
+def test_canon_6_0_directions_in_the_comment_are_what_dcm2niix_makes_of_them(
+    data_set: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A real 6.1 series written as 6.0 did: the gradient in the frame of the image, and only as a comment."""
+    (tmp_path / "series").mkdir()
+    for path in sorted((data_set("canon-classic") / "4000").iterdir()):
+        image = pydicom.dcmread(path)
+        direction = image.get("DiffusionGradientOrientation")
+        if direction is not None:
+            x, y, z = direction
+            image.ImageComments = f"b={image.DiffusionBValue:g}({y:.3f},{x:.3f},{-z:.3f})"
+            del image.DiffusionGradientOrientation
+        image.save_as(tmp_path / "series" / path.name)
+    ours = load(_instances(tmp_path / "series"))
+    (theirs,) = _converted(tmp_path / "series", tmp_path)
+    weighted = theirs.b_values > 50
+    assert weighted.sum() == 12
+    np.testing.assert_allclose(np.array(ours.facts.b_values, float), theirs.b_values, rtol=1e-5)
+    np.testing.assert_allclose(
+        _fsl_gradients(ours, theirs)[weighted], theirs.gradients[weighted], atol=2e-3
+    )  # three digits in the comment
