@@ -19,7 +19,9 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     QualitativeEvaluation,
+    RelationshipTypeValues,
     SourceImageForMeasurementGroup,
+    TextContentItem,
     TrackingIdentifier,
 )
 from pydicom import Dataset
@@ -37,6 +39,7 @@ RATIO = CodedConcept("1", "UCUM", "no units")
 PROCEDURE = CodedConcept("110002", "DCM", "Quality Control")
 DEVICE = CodedConcept("121007", "DCM", "Device")
 QUALITY = CodedConcept("111050", "DCM", "Quality Assessment")
+COMMENT = CodedConcept("121106", "DCM", "Comment")
 VERDICTS = {
     level: CodedConcept(f"verdict-{level}", SCHEME, text)
     for level, text in (
@@ -57,6 +60,9 @@ FIGURES: Mapping[tuple[str, str], tuple[str, str, CodedConcept]] = {
     ("quality", "agreement_after"): ("agreement-after", "Agreement with reference after", RATIO),
     ("quality", "structure_before"): ("structure-before", "Structural difference before", RATIO),
     ("quality", "structure_after"): ("structure-after", "Structural difference after", RATIO),
+    ("quality", "remaining_along_before_mm"): ("left-before", "Left to move along phase encode before", MM),
+    ("quality", "remaining_along_after_mm"): ("left-after", "Left to move along phase encode after", MM),
+    ("quality", "remaining_across_mm"): ("left-across", "Left to move across phase encode", MM),
     ("quality", "covered_fraction"): ("covered", "Share of the anatomy that the reference shows", RATIO),
     ("quality", "strained_fraction"): ("strained", "Share deformed more than twofold", RATIO),
 }
@@ -101,7 +107,7 @@ def _measurements(finished: Finished, record_uid: str) -> MeasurementsAndQualita
         SourceImageForMeasurementGroup(one.sop_class_uid, one.sop_uid)
         for one in finished.written[: finished.corrected.shape[1]]
     ]
-    return MeasurementsAndQualitativeEvaluations(
+    group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid_of(f"tracking|{record_uid}"), "Distortion correction"),
         algorithm_id=AlgorithmIdentification(
             f"{PRODUCT} EPI distortion correction", finished.made_by.version, [f"method={document['method']}"]
@@ -114,6 +120,10 @@ def _measurements(finished: Finished, record_uid: str) -> MeasurementsAndQualita
         qualitative_evaluations=[QualitativeEvaluation(QUALITY, VERDICTS[document["verdict"]["level"]])],
         source_images=first_volume,
     )
+    for reason in document["verdict"]["reasons"]:
+        text = reason["text"].encode("ascii", "replace").decode()
+        group[0].ContentSequence.append(TextContentItem(COMMENT, text, RelationshipTypeValues.CONTAINS))
+    return group
 
 
 def _number(document: Mapping[str, Any], part: str, key: str) -> float | None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pydicom
 from pydicom import DataElement, Dataset, config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+ITEM = b"\xfe\xff\x00\xe0"  # the tag of an item (PS3.5 §7.5.1)
 
 
 def read_header(path: Path, only: list[str] | None = None) -> Dataset:
@@ -36,6 +43,21 @@ def _put(dataset: Dataset, keyword: str, value: object, validation_mode: int) ->
     if tag is None:
         raise KeyError(keyword)
     dataset[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=validation_mode)
+
+
+def encoded_item(item: Dataset) -> bytes:
+    """An item of a sequence as it is written, Explicit VR Little Endian: for one that stands many times."""
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = False, True
+    write_dataset(buffer, item)
+    content = bytes(buffer.getvalue())
+    return ITEM + len(content).to_bytes(4, "little") + content
+
+
+def put_items(dataset: Dataset, keyword: str, items: Iterable[bytes]) -> None:
+    """Set a sequence from encoded items."""
+    tag, value = Tag(keyword), b"".join(items)
+    dataset[tag] = RawDataElement(tag, "SQ", len(value), value, 0, False, True)
 
 
 def write_instance(instance: Dataset, path: Path) -> None:

@@ -8,7 +8,7 @@ their text.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from pydicom.uid import MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_node.derive import functional_groups, pixels, provenance, template
-from dicom_node.derive.instance_file import put, read_header
+from dicom_node.derive.instance_file import encoded_item, put, put_items, read_header
 from dicom_node.derive.pixels import Array, Scale, Stored
-from dicom_node.derive.places import Place
+from dicom_node.derive.places import Place, source_key
 from dicom_node.derive.provenance import ReferenceSlices
 from dicom_node.derive.template import Elements
 from dicom_node.headers import FrameFacts, Unreadable, VolumeFacts
@@ -95,7 +95,8 @@ def _read(path: Path, only: list[str] | None = None) -> Dataset:
 class Images:
     """What the images of one derived series share, made once.
 
-    elements: raw, as `series_header` gives them.
+    elements: raw, as `series_header` gives them. items, planes: what was encoded or read for one image and
+    is needed for others.
     """
 
     source: LoadedSeries
@@ -104,6 +105,8 @@ class Images:
     elements: Dataset
     reference: ReferenceSlices
     headers: Headers
+    items: dict[str, bytes] = field(default_factory=dict)
+    planes: dict[str, Elements] = field(default_factory=dict)
 
     def image(self, place: Place, number: int, image_type: Sequence[str]) -> Dataset:
         """The image at `place`, still without diffusion, window and pixels."""
@@ -141,30 +144,43 @@ class Images:
         if place.plane is not None:
             for tag in template.OF_THE_SAMPLING:
                 elements.pop(Tag(tag), None)
-            elements.update(_plane_elements(self.headers(place.plane.path), place.plane))
+            elements.update(self._plane(place.plane))
         return elements | rescale
 
     def _put_references(self, instance: Dataset, place: Place) -> None:
-        sources = [
-            provenance.source_reference(self.headers.sop_class_of(frame.path), frame)
-            for frame in place.sources
-        ]
+        sources = [self._item(source_key(frame), self._source, frame) for frame in place.sources]
         centre = provenance.slice_centre(place.plane or place.source)
         nearest = None if centre is None else self.reference.nearest(centre)
         if nearest is not None:
-            sources.append(self.reference.reference(nearest, provenance.STRUCTURAL_IMAGE))
-            put(
-                instance,
-                "ReferencedImageSequence",
-                [self.reference.reference(nearest, provenance.ANATOMIC_IMAGE)],
-            )
+            key = source_key(nearest)
+            sources.append(self._item(f"structural|{key}", self._structural, nearest))
+            anatomic = self._item(f"anatomic|{key}", self._anatomic, nearest)
+            put_items(instance, "ReferencedImageSequence", [anatomic])
             if self.reference.study_uid != self.source.facts.study_uid:
-                put(
-                    instance,
-                    "StudiesContainingOtherReferencedInstancesSequence",
-                    [self.reference.in_other_study(nearest)],
-                )
-        put(instance, "SourceImageSequence", sources)
+                elsewhere = self._item(f"elsewhere|{key}", self.reference.in_other_study, nearest)
+                put_items(instance, "StudiesContainingOtherReferencedInstancesSequence", [elsewhere])
+        put_items(instance, "SourceImageSequence", sources)
+
+    def _item(self, key: str, make: Callable[[FrameFacts], Dataset], frame: FrameFacts) -> bytes:
+        """A reference, encoded once: an oblique plane cuts every slice, and an ADC map has all of them."""
+        if key not in self.items:
+            self.items[key] = encoded_item(make(frame))
+        return self.items[key]
+
+    def _source(self, frame: FrameFacts) -> Dataset:
+        return provenance.source_reference(self.headers.sop_class_of(frame.path), frame)
+
+    def _structural(self, frame: FrameFacts) -> Dataset:
+        return self.reference.reference(frame, provenance.STRUCTURAL_IMAGE)
+
+    def _anatomic(self, frame: FrameFacts) -> Dataset:
+        return self.reference.reference(frame, provenance.ANATOMIC_IMAGE)
+
+    def _plane(self, plane: FrameFacts) -> Elements:
+        key = source_key(plane)
+        if key not in self.planes:
+            self.planes[key] = _plane_elements(self.headers(plane.path), plane)
+        return self.planes[key]
 
 
 def scale_of(source: LoadedSeries, corrected: Array, header: Dataset) -> Scale:
@@ -173,7 +189,10 @@ def scale_of(source: LoadedSeries, corrected: Array, header: Dataset) -> Scale:
         (frame.slope, frame.intercept) for volume in source.arrangement.volumes for frame in volume.frames
     ]
     signed = header.get("PixelRepresentation", 0) == 1
-    return pixels.scale_for(source.voxels, corrected, scales, int(header.get("BitsStored", 16)), signed)
+    values = source.voxels
+    if source.lowest_value is not None:  # the voxels may have been corrected in their place
+        values = np.asarray([source.lowest_value], dtype=np.float32)
+    return pixels.scale_for(values, corrected, scales, int(header.get("BitsStored", 16)), signed)
 
 
 def _of_frame(header: Dataset, frame: FrameFacts) -> Elements:

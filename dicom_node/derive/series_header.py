@@ -13,6 +13,7 @@ from itertools import count
 import pydicom
 from highdicom.sr import CodedConcept
 from pydicom import DataElement, Dataset
+from pydicom.dataelem import convert_raw_data_element
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
@@ -132,7 +133,8 @@ def series_description(first: Dataset, suffix: str) -> template.Element:
         return DataElement(tag, "LO", ending.strip())
     if isinstance(raw, DataElement):  # decoded already, from an encoding whose bytes cannot be kept
         return DataElement(tag, "LO", _decoded(raw)[: LONG_STRING_MAX - len(ending)].rstrip() + ending)
-    text = _decoded(first[tag])
+    # not first[tag]: that would keep the decoded text in `first`, and the next series would re-encode it
+    text = _decoded(convert_raw_data_element(raw, encoding=first.original_character_set))
     if len(text) + len(ending) > LONG_STRING_MAX:
         return DataElement(tag, "LO", text[: LONG_STRING_MAX - len(ending)].rstrip() + ending)
     value = raw.value.rstrip(b" \0") + ending.encode()

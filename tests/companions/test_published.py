@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from quick_correction import RECIPE, write_head_study
 
+from dicom_node.companions.quality_record import FIGURES
 from dicom_node.compute import CorrectionTask, Outcome, read_outcome, run, settings_digest
 from dicom_node.derive import CompanionPolicy, DerivePolicy, OutputGrid
 from dicom_node.phantom_study import PhantomStudy
@@ -60,6 +62,8 @@ def test_everything_that_was_asked_for_is_published_and_every_uid_is_told(
     assert outcome.output_series_uid == made[0].SeriesInstanceUID
     assert read_outcome(tmp_path / "results" / "result") == outcome
     assert list((tmp_path / "work").iterdir()) == []
+    report = json.loads((tmp_path / "results" / "result" / "report.json").read_text())
+    assert all(key in report[part] for part, key in FIGURES)
 
 
 def test_a_companion_more_does_not_make_other_images() -> None:

@@ -12,7 +12,8 @@ from dicom_node.companions import Finished
 
 def items(content: Dataset) -> Iterator[Dataset]:
     for item in content.get("ContentSequence", ()):
-        yield item
+        if "ConceptNameCodeSequence" in item:
+            yield item
         yield from items(item)
 
 
@@ -40,12 +41,15 @@ def test_the_record_holds_the_figures_of_the_report_with_their_units(done: Finis
 
 
 @pytest.mark.parametrize("level", ["pass", "review", "reject"])
-def test_the_verdict_is_coded(done: Finished, level: str) -> None:
-    report = REPORT | {"verdict": {"level": level, "reasons": []}}
+def test_the_verdict_is_coded_and_its_reasons_told(done: Finished, level: str) -> None:
+    reasons = [{"code": "a", "text": "the head is cut off"}, {"code": "b", "text": "seven of nine"}]
+    report = REPORT | {"verdict": {"level": level, "reasons": reasons}}
     (record,) = companions(replace(done, report=report), quality_record=True)
 
     codes = [i.ConceptCodeSequence[0].CodeValue for i in items(record) if i.ValueType == "CODE"]
     assert f"verdict-{level}" in codes
+    comments = [i.TextValue for i in items(record) if i.ConceptNameCodeSequence[0].CodeValue == "121106"]
+    assert comments == ["the head is cut off", "seven of nine"]
 
 
 def test_the_record_names_every_derived_image(done: Finished) -> None:

@@ -126,6 +126,16 @@ def test_a_long_description_is_cut_by_characters_and_keeps_its_suffix(script: st
     assert description == long[: 64 - len(" DISTCORR")].rstrip() + " DISTCORR"
 
 
+@pytest.mark.parametrize("script", NAMES)
+def test_the_descriptions_of_several_series_all_keep_their_bytes(script: str, bench_of: BenchOf) -> None:
+    bench = bench_of(in_script(script, DESCRIPTIONS[script]))
+
+    derived = bench.derive(policy=DerivePolicy(one_series_per_b_value=True))
+
+    kept = {raw(instance, "SeriesDescription").rstrip(b" ") for instance in derived}
+    assert kept == {DESCRIPTIONS[script] + f" {b} DISTCORR".encode() for b in ("b0", "b1000")}
+
+
 def test_a_series_without_description_is_still_named(bench_of: BenchOf) -> None:
     def nameless(dataset: Dataset, index: int) -> None:
         del dataset.SeriesDescription
