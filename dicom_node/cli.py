@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -64,11 +65,13 @@ def _exit_codes() -> tuple[tuple[type[Exception], int], ...]:
     from dicom_node.nifti import NiftiProblem
     from dicom_node.node import NodeError
     from dicom_node.offline import InputProblem, WrongOption
+    from dicom_node.reprocess import WrongUser
     from dicom_node.spool import SpoolError
 
     return (
         (UsageProblem, USAGE),
         (WrongOption, USAGE),
+        (WrongUser, USAGE),
         (ConfigError, USAGE),
         (SettingsError, USAGE),
         (Missing, BAD_INPUT),
@@ -554,6 +557,69 @@ def withdraw(job_id: JobId) -> None:
     settings = _settings()
     job = decisions.withdraw(_ledger(settings), job_id, _who(), settings.deliver_to)
     out.print(f"Job {job.id} is {job.state}: {job.reason_text}.", markup=False)
+
+
+# --------------------------------------------------------------------------------------------------- scale
+
+
+@app.command()
+def worker(
+    scheduler: Annotated[str, typer.Argument(help="The Dask scheduler, such as tls://gpu1:8786.")],
+) -> None:
+    """Compute for a node elsewhere (correction.scheduler). Ends with SIGTERM or Ctrl-C."""
+    import torch
+
+    from dicom_node.config import LogSettings
+    from dicom_node.log import configure
+    from dicom_node.workers import Scheduler, serve_worker
+
+    settings = _settings_if_named()
+    tls = settings.correction.scheduler_tls if settings else None
+    if scheduler.startswith("tls://") and tls is None:
+        raise UsageProblem(f"{scheduler} needs certificates: correction.scheduler_tls in --config FILE.")
+    configure(settings.log if settings else LogSettings())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    where = Scheduler(scheduler, tls.ca, tls.certificate, tls.key) if tls else Scheduler(scheduler)
+    with tempfile.TemporaryDirectory(prefix="dicom-node-worker-") as scratch:
+        serve_worker(where, scratch=Path(scratch), gpu=torch.cuda.is_available(), stop=stop)
+
+
+@app.command()
+def reprocess(
+    paths: Annotated[list[Path], typer.Argument(help="Folders or files of an archive.")],
+    as_json: Json = False,
+) -> None:
+    """Take an archive's files as if a scanner had sent them; run again, it goes on where it stopped."""
+    from dicom_node.headers import files_below
+    from dicom_node.ledger import Ledger, path_below
+    from dicom_node.progress import shown
+    from dicom_node.reprocess import reprocess as take
+    from dicom_node.spool import Spool
+
+    for path in paths:
+        if not path.exists():
+            raise Missing(f"{path} does not exist.")
+    storage = _settings().storage
+    files = list(files_below(paths))
+    with shown(err) as progress:
+        done = take(
+            Ledger(path_below(storage.root)),
+            Spool(storage.root, storage.min_free_bytes),
+            files,
+            lambda number, of: progress("reprocess", f"{number} of {of} files", number / of),
+        )
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        out.print(
+            f"{done.taken} images taken, {done.known} were here already, {done.unusable} files are none. "
+            "The running node takes it from here; `dicom-node jobs` shows what becomes of it.",
+            markup=False,
+        )
+    if not done.taken + done.known:
+        raise Missing(f"There is no DICOM image in {', '.join(map(str, paths))}.")
 
 
 # ---------------------------------------------------------------------------------------------------- demo

@@ -99,6 +99,12 @@ class _Talk:
         self._context = association.accepted_contexts[0]
         self._on_answer = on_answer
         self.answered = 0
+        # pynetdicom 3.0.4 serves a report in a thread of its own, which leaves the association in a state in
+        # which its release waits forever; here it queues with the other messages
+        association._serve_request = self._queue
+
+    def _queue(self, message: Any, context_id: int) -> None:
+        self._association.dimse.msg_queue.put((context_id, message))
 
     def request(self, message_id: int, information: Dataset) -> int | None:
         """Send one N-ACTION; its status, None when there was no answer in time."""

@@ -302,9 +302,13 @@ def correct_series(
         lead.lowest_b(),
         phase_encoding or phase_encoding_of(lead.facts),
     )
+    before = distorted.b0()
     correction, seconds = estimate_field(distorted, reference, recipe, progress)
     started = time.monotonic()
-    corrected = Corrected(correction, apply_field(correction, source.voxels, source.affine, recipe, progress))
+    # a long series twice would not fit: each volume gives its place to its correction, where nobody needs it
+    place = source.voxels if policy.grid is OutputGrid.DWI else np.empty_like(source.voxels)
+    moved = apply_field(correction, source.voxels, source.affine, recipe, progress, place)
+    corrected = Corrected(correction, moved)
     seconds["apply"] = time.monotonic() - started
 
     started = time.monotonic()
@@ -345,18 +349,20 @@ def correct_series(
     )
     if images:
         write_images(out, corrected.correction, corrected.voxels, source.affine, flip_rows=True)
-    write_picture(out, corrected.correction, distorted.b0(), document, policy.companions.notice)
+    write_picture(out, corrected.correction, before, document, policy.companions.notice)
     write_report(out, document)
     output_series_uid, taken_over = written[0].series_uid, []
-    displacement_mm = correction.displacement.cpu().numpy()
-    companions = Finished.of(
-        source, voxels, displacement_mm, made_by, policy, written, document, out / "qc.png", now
-    )
-    written += write_companions(companions, folder)
+    if not field_from:  # a sibling that came late: the series with the field has its companions already
+        displacement_mm = correction.displacement.cpu().numpy()
+        companions = Finished.of(
+            source, voxels, displacement_mm, made_by, policy, written, document, out / "qc.png", now
+        )
+        written += write_companions(companions, folder)
     for sibling in siblings:
         beside = load(sibling.instances)
         _check_same_grid(beside, source)
-        moved = apply_field(correction, beside.voxels, beside.affine, recipe)
+        place = beside.voxels if policy.grid is OutputGrid.DWI else np.empty_like(beside.voxels)
+        moved = apply_field(correction, beside.voxels, beside.affine, recipe, out=place)
         its_own = replace(made_by, input_digest=sibling.input_digest)
         moved = on_output_grid(beside, moved, correction, reference, recipe, policy, out)
         made = derive(beside, moved, its_own, policy, folder, now)
@@ -433,9 +439,13 @@ def apply_field(
     affine: npt.NDArray[np.float64],
     recipe: Recipe,
     progress: Progress | None = None,
+    out: Array | None = None,
 ) -> Array:
-    """Every volume of `voxels` (V, Z, Y, X), which lie on the grid of the field, corrected."""
-    moved = np.empty_like(voxels)
+    """Every volume of `voxels` (V, Z, Y, X), which lie on the grid of the field, corrected.
+
+    out: where they go, which may be `voxels` itself.
+    """
+    moved = np.empty_like(voxels) if out is None else out
     for index, volume in enumerate(voxels):
         _tell(progress, "apply", index / len(voxels))
         shifted = correction.apply(Volume.from_numpy(volume, affine), modulate=recipe.modulate)

@@ -37,12 +37,12 @@ from dicom_node.scu import Peer
 from dicom_node.sockets import TlsSettings
 from dicom_node.spool import Spool, SpoolError
 from dicom_node.web.app import create_app
-from dicom_node.workers import Workers
+from dicom_node.workers import Scheduler, Workers
 from rules.pair import PairingPolicy
 from rules.site import Override, Then
 
 TICK_S = 0.5
-LISTENER_START_S = 30.0
+LISTENER_START_S = 90.0  # on a machine that is very busy; usually two or three
 LISTENER_STOP_S = 10.0
 LISTENER_RESTART_S = 5.0
 WEB_STOP_S = 5.0
@@ -109,6 +109,12 @@ def pairing_policy(settings: Settings) -> PairingPolicy:
         min_overlap=rules.min_overlap,
         max_minutes_apart=rules.max_minutes_apart,
         require_same_frame_of_reference=rules.require_same_frame_of_reference,
+        allow_contrast_agent=rules.allow_contrast_agent,
+        max_in_plane_mm=rules.max_in_plane_mm,
+        max_step_mm=rules.max_step_mm,
+        min_reference_slices=rules.min_reference_slices,
+        min_dwi_slices=rules.min_dwi_slices,
+        max_lowest_b=rules.max_lowest_b,
         overrides=tuple(Override(rule.when, Then(rule.then)) for rule in rules.overrides),
     )
 
@@ -135,6 +141,17 @@ def derive_policy(settings: Settings) -> DerivePolicy:
         one_series_per_b_value=settings.derive.one_series_per_b_value,
         companions=CompanionPolicy(**settings.derive.companions.model_dump()),
     )
+
+
+def compute_scheduler(settings: Settings) -> Scheduler | None:
+    """Where the compute workers are; None when they are here."""
+    correction = settings.correction
+    if not correction.scheduler:
+        return None
+    tls = correction.scheduler_tls
+    if tls is None:
+        return Scheduler(correction.scheduler)
+    return Scheduler(correction.scheduler, tls.ca, tls.certificate, tls.key)
 
 
 class Node:
@@ -287,7 +304,8 @@ class Node:
         settings = self._settings
         correction = settings.correction
         self._workers = Workers(
-            scheduler=correction.scheduler,
+            scheduler=compute_scheduler(settings),
+            gpu=correction.device.startswith("cuda"),
             count=correction.workers,
             threads=correction.threads or max(1, (os.cpu_count() or 1) // correction.workers),
             scratch=settings.storage.root / "work",

@@ -149,7 +149,7 @@ def _kept_since(db: sqlite3.Connection, study_uid: str) -> tuple[float, bool] | 
         "SELECT state, changed FROM jobs WHERE study_uid = ? AND deleted IS NULL", (study_uid,)
     ).fetchall()
     states = {JobState(job["state"]) for job in jobs}
-    if states & MOVING_JOBS or _awaits_promise(db, study_uid):
+    if states & MOVING_JOBS or _awaits_promise(db, study_uid) or _owes_a_note(db, study_uid):
         return None
     last_at = max([study["last_at"], *(job["changed"] for job in jobs)])
     # what was skipped beside what was sent (a by-product, mostly) has nothing that could still arrive
@@ -180,6 +180,16 @@ def _awaits_promise(db: sqlite3.Connection, study_uid: str) -> bool:
     found = db.execute(
         "SELECT 1 FROM deliveries d JOIN jobs j ON j.id = d.job_id "
         "WHERE j.study_uid = ? AND j.state = 'sent' AND d.commitment = 1 AND d.state <> 'committed'",
+        (study_uid,),
+    ).fetchone()
+    return found is not None
+
+
+def _owes_a_note(db: sqlite3.Connection, study_uid: str) -> bool:
+    """Whether a destination must still be told of a withdrawal: the note is made from the files."""
+    found = db.execute(
+        "SELECT 1 FROM withdrawals w JOIN jobs j ON j.id = w.job_id "
+        "WHERE j.study_uid = ? AND w.state IN ('pending', 'sending')",
         (study_uid,),
     ).fetchone()
     return found is not None

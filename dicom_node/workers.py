@@ -1,30 +1,41 @@
 """The compute workers: a local Dask cluster, or one elsewhere.
 
 A worker is a process of its own: a correction that crashes or eats memory takes no listener with it.
-Dask's own retries are off, because the ledger counts attempts and gives the reasons.
+Dask's own retries are off, because the ledger counts attempts and gives the reasons. What connects to a
+Dask scheduler can run anything as its user: workers here talk TLS with a certificate that lives as long as
+the node, workers elsewhere with certificates of the site (`correction.scheduler_tls`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import dask
-from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
+from distributed import Client, Future, LocalCluster, Nanny, Security, Worker, WorkerPlugin
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from dicom_node.compute import CorrectionTask, Outcome, Refusal, run
 from dicom_node.config import LogSettings
-from dicom_node.log import configure, exception_words
+from dicom_node.log import configure, exception_words, get_logger
 from dicom_node.spool import SpoolError
 
 START_TIMEOUT_S = 60.0
+RECONNECT_S = 5.0  # between attempts to reach a scheduler
 RESULT_TIMEOUT_S = 30.0  # to fetch the few hundred bytes of an outcome from its worker
+# What Dask raises when a peer is gone, at whichever layer it notices.
+GONE = (OSError, TimeoutError, CommClosedError, FutureCancelledError, asyncio.CancelledError)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,24 @@ class Finished:
     outcome: Outcome | Refusal | None = None
     error: str = ""
     lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """A Dask scheduler elsewhere, and the PEM files by which it and we know each other (tls://)."""
+
+    address: str
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def security(self) -> Security:
+        """As Dask takes it: the same certificate in whichever role we are."""
+        if self.ca is None:
+            return Security()
+        roles = {f"tls_{role}_{part}": str(path) for role in ("client", "worker", "scheduler")
+                 for part, path in (("cert", self.certificate), ("key", self.key))}  # fmt: skip
+        return Security(tls_ca_file=str(self.ca), require_encryption=True, **roles)
 
 
 class _OwnLog(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
@@ -56,37 +85,107 @@ class _Running:
 
 
 class Workers:
-    """Hands tasks to the workers and tells what became of them; never blocks on a computation."""
+    """Hands tasks to the workers and tells what became of them; never blocks on a computation.
 
-    def __init__(self, *, scheduler: str, count: int, threads: int, scratch: Path, log: LogSettings) -> None:
-        dask.config.set(
-            {
-                "distributed.scheduler.allowed-failures": 0,
-                "distributed.worker.daemon": False,
-                "distributed.comm.timeouts.connect": "30s",
-                # one correction is memory-bound by design; Dask's spilling would only slow it down
-                "distributed.worker.memory.target": False,
-                "distributed.worker.memory.spill": False,
-                "distributed.worker.memory.pause": False,
-            }
-        )
+    A scheduler that is away is looked for again and again; until it is back there are no workers, and what
+    was with it is lost, that is: goes back into the queue.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler | None,
+        count: int,
+        threads: int,
+        scratch: Path,
+        log: LogSettings,
+        gpu: bool = False,
+    ) -> None:
+        """gpu: on workers elsewhere, run only where one is. Waits a while for the workers to be there."""
+        _set_dask_up()
+        self._scheduler = scheduler
+        self._count = count
         self._threads = threads
+        self._scratch = scratch
+        self._log = log
+        self._resources = {"GPU": 1} if gpu and scheduler else None
         self._cluster: LocalCluster | None = None
-        if scheduler:
-            self._client = Client(scheduler, timeout=START_TIMEOUT_S, set_as_default=False)
-        else:
-            self._cluster = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                local_directory=str(scratch),
-                silence_logs=40,
-            )
-            self._client = Client(self._cluster, set_as_default=False)
-        self._client.register_plugin(_OwnLog(log))
+        self._client: Client | None = None
         self._running: dict[int, _Running] = {}
+        self._closed = threading.Event()
+        self._connected = threading.Event()
+        self._connecting = threading.Thread(target=self._connect, name="workers", daemon=True)
+        self._connecting.start()
+        self._connected.wait(START_TIMEOUT_S if scheduler is None else RECONNECT_S)
+
+    # ---------------------------------------------------------------- the connection
+
+    def _connect(self) -> None:
+        """Until there is a client; a thread of its own, because a scheduler that is away takes its time."""
+        while not self._closed.is_set():
+            try:
+                client = self._local() if self._scheduler is None else self._remote(self._scheduler)
+            except Exception:  # whatever Dask raises while something is being killed around it
+                get_logger(__name__).exception("no connection to the compute workers yet")
+                self._closed.wait(RECONNECT_S)
+                continue
+            self._client = client
+            self._connected.set()
+            return
+
+    def _local(self) -> Client:
+        if self._cluster is not None:
+            _quietly(self._cluster.close, timeout=5)
+            self._cluster = None
+        cluster = LocalCluster(
+            n_workers=self._count,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            protocol="tls://",
+            security=Security.temporary(),
+            dashboard_address=None,
+            # its port for HTTP: on loopback, and any; the default is a fixed one, which may be taken
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            local_directory=str(self._scratch),
+            silence_logs=40,
+        )
+        self._cluster = cluster
+        return self._prepared(Client(cluster, set_as_default=False, timeout=START_TIMEOUT_S))
+
+    def _remote(self, scheduler: Scheduler) -> Client:
+        return self._prepared(
+            Client(
+                scheduler.address,
+                security=scheduler.security(),
+                timeout=START_TIMEOUT_S,
+                set_as_default=False,
+            )
+        )
+
+    def _prepared(self, client: Client) -> Client:
+        try:
+            client.register_plugin(_OwnLog(self._log))
+        except BaseException:
+            _quietly(client.close, timeout=5)
+            raise
+        return client
+
+    def _live(self) -> Client | None:
+        """The client while it is connected. One that has given up is replaced, in the background."""
+        client = self._client
+        if client is None or client.status == "running":
+            return client
+        if client.status in ("closing", "closed"):
+            log.warning("the compute scheduler is gone")
+            self._client = None
+            if not self._connecting.is_alive():
+                self._connected.clear()
+                self._connecting = threading.Thread(target=self._connect, name="workers", daemon=True)
+                self._connecting.start()
+        return None
+
+    # ---------------------------------------------------------------- what the loop asks
 
     def running(self) -> frozenset[int]:
         """The jobs that are with a worker now."""
@@ -94,29 +193,38 @@ class Workers:
 
     def alive(self) -> int:
         """How many workers answer."""
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+        client = self._live()
+        if client is None:
+            return 0
+        try:
+            return len(client.scheduler_info(n_workers=-1)["workers"])
+        except GONE:
+            return 0
 
     def free(self) -> int:
         """How many more tasks can start now."""
         return max(0, self.alive() - len(self._running))
 
     def submit(self, job_id: int, attempt: int, task: CorrectionTask) -> None:
-        """Start a correction."""
+        """Start a correction. One that cannot even be handed over is told by `finished` as lost."""
+        client = self._live()
+        if client is None:
+            return  # its lease runs out
         # a key of its own: Dask answers a key that it still knows with the earlier result, and the
         # attempts of a job that a person retries begin at one again
         key = f"job-{job_id}-{attempt}-{secrets.token_hex(4)}"
-        future = self._client.submit(
-            run, replace(task, threads=self._threads), key=key, pure=False, retries=0
-        )
+        task = replace(task, threads=self._threads)
+        future = client.submit(run, task, key=key, pure=False, retries=0, resources=self._resources)
         self._running[job_id] = _Running(future, time.monotonic())
 
     def finished(self) -> list[Finished]:
         """The corrections that ended since the last call."""
+        live = self._live() is not None
         ended = []
         for job_id, running in list(self._running.items()):
-            if running.future.done():
+            if running.future.done() or not live:
                 del self._running[job_id]
-                ended.append(_finished(job_id, running.future))
+                ended.append(_finished(job_id, running.future, RESULT_TIMEOUT_S if live else 0.0))
         return ended
 
     def overdue(self, timeout_s: float) -> list[int]:
@@ -126,35 +234,90 @@ class Workers:
 
     def stop_job(self, job_id: int) -> None:
         """Give up a correction, and restart its worker: a computation cannot be interrupted otherwise."""
-        running = self._running.pop(job_id, None)
-        if running is None:
+        running, client = self._running.pop(job_id, None), self._live()
+        if running is None or client is None:
             return
-        busy = [
-            address
-            for address, keys in self._client.processing().items()
-            if any(str(key) == running.future.key for key in keys)
-        ]
-        running.future.cancel(force=True)
-        if busy:
-            self._client.restart_workers(busy, timeout=START_TIMEOUT_S, raise_for_error=False)
+        with contextlib.suppress(*GONE):
+            busy = [
+                address
+                for address, keys in client.processing().items()
+                if any(str(key) == running.future.key for key in keys)
+            ]
+            running.future.cancel(force=True)
+            if busy:
+                client.restart_workers(busy, timeout=START_TIMEOUT_S, raise_for_error=False)
 
     def close(self) -> None:
         """Stop the local workers; those elsewhere only lose their client."""
-        with contextlib.suppress(TimeoutError, OSError):
-            self._client.close(timeout=5)
+        self._closed.set()
+        if self._client is not None:
+            _quietly(self._client.close, timeout=5)
         if self._cluster is not None:
-            with contextlib.suppress(TimeoutError, OSError):
-                self._cluster.close(timeout=10)
+            _quietly(self._cluster.close, timeout=10)
 
 
-def _finished(job_id: int, future: Future) -> Finished:
+def _set_dask_up() -> None:
+    dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": 0,
+            "distributed.worker.daemon": False,
+            "distributed.comm.timeouts.connect": "30s",
+            # one correction is memory-bound by design; Dask's spilling would only slow it down
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.pause": False,
+        }
+    )
+
+
+def _quietly(close: Callable[..., Any], *, timeout: float) -> None:
+    with contextlib.suppress(*GONE):
+        close(timeout=timeout)
+
+
+def _finished(job_id: int, future: Future, timeout_s: float) -> Finished:
     """What became of it; never raises, so that one lost result hides no other."""
     try:
-        return Finished(job_id, outcome=future.result(timeout=RESULT_TIMEOUT_S))
-    except (KilledWorker, FutureCancelledError, TimeoutError, CommClosedError):
+        return Finished(job_id, outcome=future.result(timeout=timeout_s))
+    except (KilledWorker, *GONE):
         return Finished(job_id, error="its process ended", lost=True)
     except SpoolError as error:
         return Finished(job_id, error=str(error))
     except Exception as error:
         # whatever a correction may raise; its message might quote a header
         return Finished(job_id, error=exception_words(error))
+
+
+# -------------------------------------------------------------------- a worker elsewhere
+
+
+def serve_worker(scheduler: Scheduler, *, scratch: Path, gpu: bool, stop: threading.Event) -> None:
+    """Compute for a node elsewhere until `stop`; a scheduler that is away is looked for again and again."""
+    _set_dask_up()
+    asyncio.run(_serve(scheduler, scratch, gpu, stop))
+
+
+async def _serve(scheduler: Scheduler, scratch: Path, gpu: bool, stop: threading.Event) -> None:
+    bound = log.bind(device="cuda" if gpu else "cpu")
+    while not stop.is_set():
+        nanny = Nanny(
+            scheduler.address,
+            nthreads=1,
+            resources={"GPU" if gpu else "CPU": 1},
+            security=scheduler.security(),
+            local_directory=str(scratch),
+            death_timeout=START_TIMEOUT_S,
+            silence_logs=40,
+        )
+        try:
+            await nanny
+            bound.info("worker connected")
+            while not stop.is_set() and nanny.status.name == "running" and nanny.process is not None:
+                await asyncio.sleep(0.5)
+        except (RuntimeError, *GONE):  # RuntimeError: Dask's "Nanny failed to start", for any reason
+            bound.warning("the compute scheduler cannot be reached")
+        finally:
+            with contextlib.suppress(RuntimeError, *GONE):
+                await nanny.close(timeout=5)
+        if not stop.is_set():
+            await asyncio.sleep(RECONNECT_S)
