@@ -4,9 +4,9 @@
                                   [--json FILE] [--plots FOLDER]
 
 Cases: `benchmarks.cases`, made from the unpacked studies in --data (or read from --cases, where that
-program saved them); without either, three synthetic heads. Methods: "nothing", "clinical" (the default
-settings), "clinical + landmarks", "paper" (published settings, landmarks; mutual information of a sample
-instead of all voxels), and every peer of `benchmarks.peers`; all of them unless some are named.
+program saved them); without either, three synthetic heads. Methods: "nothing", "clinical" (default settings
+and matcher), "paper" (published settings and the same landmarks; mutual information of a sample instead of
+all voxels), both also without landmarks, and every peer of `benchmarks.peers`; all unless some are named.
 Fields are kept in --cache, by case and method: peers do not change, so only what is missing is computed;
 --again NAME computes it anew. Prints the device, a line a run and the tables.
 """
@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from correction import correct, methods
 from correction.landmarks import Landmarks, find_landmarks
 from correction.phantom import head_case
 
-PAPER_SAMPLES = 65536
+PAPER_SAMPLES = 16384  # of the reference's voxels, drawn anew in each of the 150 iterations
 MATCHER = "auto"
 
 
@@ -54,39 +54,48 @@ def nothing(case: Case) -> tuple[Tensor, str | None]:
     return torch.zeros_like(case.displacement_mm), None
 
 
-def clinical(case: Case, matcher: str | None, device: str) -> tuple[Tensor, str | None]:
-    found = landmarks(case, matcher, device) if matcher else None
-    result = correct(case.b0, case.reference, case.phase_encoding, methods.clinical(), found, device=device)
-    return result.displacement.cpu(), str(result.verdict.level)
-
-
-def paper(
-    case: Case, device: str, changes: Iterable[str] = (), matcher: str | None = MATCHER
+def engine(
+    case: Case, settings: methods.Settings, matcher: str | None, device: str, store: Path | None
 ) -> tuple[Tensor, str | None]:
-    settings = methods.paper().override([f"samples={PAPER_SAMPLES}", *changes])
-    found = landmarks(case, matcher, device) if matcher else None
+    """The engine as the node runs it: landmarks first, if there is a matcher."""
+    found = landmarks(case, matcher, device, store) if matcher else None
     result = correct(case.b0, case.reference, case.phase_encoding, settings, found, device=device)
     return result.displacement.cpu(), str(result.verdict.level)
 
 
-def landmarks(case: Case, matcher: str, device: str) -> Landmarks:
-    return find_landmarks(case.b0, case.reference, case.phase_encoding, matcher, device=device)
+def landmarks(case: Case, matcher: str, device: str, store: Path | None) -> Landmarks:
+    """Found once for a case and kept: several methods ask for the same."""
+    kept = store / case.name / "landmarks.pt" if store else None
+    if kept and kept.exists():
+        fixed, moving, confidence, name = torch.load(kept, weights_only=True)
+        return Landmarks(fixed.numpy(), moving.numpy(), confidence.numpy(), name)
+    found = find_landmarks(case.b0, case.reference, case.phase_encoding, matcher, device=device)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        arrays = (found.fixed_mm, found.moving_mm, found.confidence)
+        torch.save([*(torch.from_numpy(a) for a in arrays), found.matcher], kept)
+    return found
 
 
-def estimators(device: str) -> dict[str, Estimator]:
+def estimators(device: str, store: Path | None) -> dict[str, Estimator]:
     """Every method by name, ours first."""
 
     def by_peer(case: Case, peer: peers.Peer) -> tuple[Tensor, str | None]:
         return peers.displacement_lps(case, peer), None
 
-    ours: dict[str, Estimator] = {
+    def ours(settings: methods.Settings, matcher: str | None) -> Estimator:
+        return partial(engine, settings=settings, matcher=matcher, device=device, store=store)
+
+    published = methods.paper().override([f"samples={PAPER_SAMPLES}"])
+    own: dict[str, Estimator] = {
         "nothing": nothing,
-        "clinical": partial(clinical, matcher=None, device=device),
-        "clinical + landmarks": partial(clinical, matcher=MATCHER, device=device),
-        "paper": partial(paper, device=device),
+        "clinical": ours(methods.clinical(), MATCHER),
+        "clinical, no landmarks": ours(methods.clinical(), None),
+        "paper": ours(published, MATCHER),
+        "paper, no landmarks": ours(published, None),
     }
     absent = peers.missing()
-    return ours | {n: partial(by_peer, peer=p) for n, p in peers.PEERS.items() if n not in absent}
+    return own | {n: partial(by_peer, peer=p) for n, p in peers.PEERS.items() if n not in absent}
 
 
 def run(case: Case, name: str, estimator: Estimator, store: Path | None, again: bool) -> Found:
@@ -142,7 +151,7 @@ def main() -> None:
     print(f"{machine()}; engine on {chosen.device}, torch {torch.__version__}")
     for name, why in peers.missing().items():
         print(f"missing peer {name}: {why}")
-    known = estimators(chosen.device)
+    known = estimators(chosen.device, chosen.cache)
     rows: list[dict[str, object]] = []
     for case in gathered(chosen.data, chosen.cases, chosen.split):
         if chosen.only and chosen.only not in case.name:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.cases import load_case
 from benchmarks.field_map import shifts
-from benchmarks.heads import nifti
+from benchmarks.heads import nifti, sampled
 from benchmarks.truth import STUDIES, field_map, mean_b0, series
 from correction import Volume, correct, disturbed, methods
 from correction.engine import Correction
@@ -118,13 +118,14 @@ class Studies:
     def _warp(
         self, name: str, seed: int, b0: str, reference: str, largest_mm: float, smoothness_mm: float
     ) -> Pair:
-        image, brain = thinned(self.ms(b0), 3), thinned(self.ms("brainmask"), 3)
+        image = thinned(self.ms(b0), 3)
+        brain = torch.from_numpy(sampled(self.ms("brainmask"), image.affine, image.shape) > 0.5)
         distorted, truth = warped(image, "j", largest_mm, smoothness_mm, seed, pile_up=True)
         generator = torch.Generator().manual_seed(seed)
         level = 0.02 * float(np.percentile(distorted.data.numpy(), 98))
         parts = level * torch.randn(2, *distorted.shape, generator=generator)
         noisy = distorted.with_data(torch.hypot(distorted.data + parts[0], parts[1]))
-        return Pair(name, noisy, self.ms(reference), "j", True, truth, brain.data > 0.5)
+        return Pair(name, noisy, self.ms(reference), "j", True, truth, brain)
 
     def real(self) -> Iterator[Pair]:
         numbers = STUDIES["siemens-xa30-enhanced"]
@@ -241,7 +242,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cases", type=Path)
-    parser.add_argument("--matcher", default="none", help="as correction.landmarks.find_landmarks takes it")
+    parser.add_argument("--matcher", default="auto", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--only", default="", help="pairs whose name holds this word")
     parser.add_argument("--json", type=Path)

@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--method", choices=["clinical", "paper"], default="clinical")
-    parser.add_argument("--matcher", default="none", help="as correction.landmarks.find_landmarks takes it")
+    parser.add_argument("--matcher", default="auto", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)

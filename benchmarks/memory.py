@@ -138,8 +138,9 @@ def main() -> None:
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in found["seconds"].items())
     print(f"{found['instances']} instances of {arguments.size} × {arguments.size}, on {document['device']}")
     print(f"{found['wall_s']:.0f} s ({stages}); {found['written']} objects written")
-    print(f"header facts read {found['headers_read']['most']} times an instance (at most)")
-    print(f"files parsed {found['parses']['most']} times an instance (at most)")
+    facts, parses = found["headers_read"], found["parses"]
+    print(f"facts read {facts['fewest']} to {facts['most']} times an instance")
+    print(f"files parsed {parses['fewest']} to {parses['most']} times: for facts, and as templates")
     verdict = "below" if found["peak_memory_bytes"] < LIMIT_BYTES else "ABOVE"
     print(f"peak {found['peak_memory_bytes'] / 1e9:.2f} GB, {verdict} the limit of {LIMIT_BYTES / 1e9:g} GB")
 

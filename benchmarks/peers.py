@@ -107,9 +107,9 @@ def syn(pair: Pair) -> Array:
 
 
 def syn_phase_encode(pair: Pair) -> Array:
-    """antspyx SyN along phase encode only; one level more, as sdcflows' second stage."""
+    """antspyx SyN along phase encode only; 60 and 40 iterations."""
     restrict = tuple(int(k == pair.axis) for k in range(3))
-    return _ants(pair, restrict=restrict, iterations=(60, 40, 10))
+    return _ants(pair, restrict=restrict, iterations=(60, 40, 0))
 
 
 def _ants(pair: Pair, restrict: tuple[int, ...] | None, iterations: tuple[int, ...]) -> Array:
@@ -153,18 +153,14 @@ def elastix(pair: Pair) -> Array:
 
 
 def convex_adam(pair: Pair) -> Array:
-    """convexAdam 0.2 with MIND as it comes (grid 6, half width 4, λ 1.25, 80 steps), padded to that grid."""
+    """convexAdam 0.2 with MIND as it comes (grid 6, half width 4, λ 1.25, 80 steps)."""
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
-    missing = [(0, (-n) % 12) for n in pair.fixed.shape]
     voxels = convex_adam_pt(
-        torch.from_numpy(np.pad(pair.fixed, missing)),
-        torch.from_numpy(np.pad(pair.moving, missing)),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
-    z, y, x = pair.fixed.shape
-    along = np.moveaxis(voxels[:z, :y, :x], -1, 0)[::-1]  # array order z, y, x → x, y, z
+        torch.from_numpy(pair.fixed), torch.from_numpy(pair.moving),
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    along = np.moveaxis(voxels, -1, 0)[::-1]  # array order z, y, x → x, y, z
     return np.asarray(along * np.array(pair.spacing_mm)[:, None, None, None])
 
 

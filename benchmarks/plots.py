@@ -10,7 +10,6 @@ import numpy as np
 from benchmarks.metrics import signed_rank
 
 Rows = Sequence[dict[str, object]]
-OURS = ("nothing", "clinical", "clinical + landmarks", "paper")
 TITLES = {"epi": "EPI-like", "paper": "paper-like"}
 
 
@@ -91,7 +90,7 @@ def draw(rows: Rows, folder: Path) -> None:
         figure, axes = pyplot.subplots(figsize=(8, 4.2))
         for number, method in enumerate(methods):
             values = [v for c in cases if (v := _value(some, c, method, "rmse_mm")) is not None]
-            colour = "C3" if method.startswith("clinical") else "C0" if method == "paper" else "0.5"
+            colour = "C3" if method.startswith("clinical") else "C0" if method.startswith("paper") else "0.5"
             axes.plot([number] * len(values), values, "o", color=colour, alpha=0.6, markersize=5)
             if values:
                 axes.plot([number - 0.3, number + 0.3], [np.median(values)] * 2, color=colour, linewidth=2)

@@ -5,7 +5,8 @@
 
 STUDY is data/uih, which holds A→P and P→A of the same protocol. The right fields are each other's negative:
 the RMS of their sum (mm, in the brain) is what both are wrong by together, the RMS of half their difference
-is the distortion. NCC of the two b = 0 is taken as they are, and after correction with Jacobian modulation.
+is the distortion. A mean of the sum is no distortion but the head's motion since the T1. NCC of the two
+b = 0 is taken as they are, and after correction with Jacobian modulation.
 
 A third opinion uses both polarities at once, which neither correction may: --export writes ap.nii.gz and
 pa.nii.gz, PyHySCO (`pyhysco ap.nii.gz pa.nii.gz 2 --output_dir FOLDER/`) makes a field of them, and --third
@@ -51,7 +52,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", type=Path)
-    parser.add_argument("--matcher", default="none", help="as correction.landmarks.find_landmarks takes it")
+    parser.add_argument("--matcher", default="auto", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--third", type=Path)
@@ -91,6 +92,7 @@ def main() -> None:
         "distortion_rms_mm": rms(0.5 * (first - second), brain),
         "sum_of_fields_rms_mm": rms(first + second, brain),
         "sum_of_fields_mean_mm": float((first + second)[brain].mean()),
+        "sum_of_fields_demeaned_rms_mm": float((first + second)[brain].std()),
     }
     third = None
     if arguments.third:
@@ -101,6 +103,8 @@ def main() -> None:
             "before_rms_mm": rms(third, brain),
             "ap_rms_mm": rms(first - third, brain),
             "pa_rms_mm": rms(second + third, brain),
+            "ap_demeaned_rms_mm": float((first - third)[brain].std()),
+            "pa_demeaned_rms_mm": float((second + third)[brain].std()),
             "both_rms_mm": rms(0.5 * (first - second) - third, brain),
             "ncc_of_third": agreement(third, -third),
         }

@@ -1,8 +1,9 @@
 """How fast instances are received: our listener (durable) against DCMTK's storescp, in the same run.
 
-    python -m benchmarks.receive [--instances 500] [--size 64 512] [--associations 1 4] [--json FILE]
+    python -m benchmarks.receive [--series 512x300 128x6000] [--associations 1 4] [--json FILE]
 
-DCMTK's storescu sends, with Nagle's algorithm as packaged and with TCP_NODELAY=1 in its environment.
+DCMTK's storescu sends, with TCP_NODELAY=1 in its environment; one short series also with Nagle's algorithm,
+as packaged. A series is pixels a side and instances.
 Ours answers Success after fsync of the file, rename, fsync of the folder and a committed ledger row;
 storescp writes without fsync and keeps no ledger, so it is a bound and not an equal.
 """
@@ -36,6 +37,7 @@ from benchmarks.networks import (
 from dicom_node.listener import ListenerSettings, run_listener
 
 DURABLE = "fsync(file), rename, fsync(folder), ledger commit (WAL, synchronous=FULL)"
+NAGLE_RUN = (64, 300, 1, True)  # size, instances, associations, Nagle: 13 s for DCMTK's receiver
 NOT_DURABLE = "write only, no fsync, no ledger"
 
 
@@ -132,25 +134,31 @@ def measure(instances: int, size: int, associations: int, nagle: bool, scratch: 
     return rows
 
 
+def pair(text: str) -> tuple[int, int]:
+    """'512x300' → (512, 300)."""
+    size, _, instances = text.partition("x")
+    return int(size), int(instances)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--instances", type=int, default=400, help="for each run, over all associations")
-    parser.add_argument("--size", type=int, nargs="+", default=[64, 512], help="pixels a side, 16 bit")
+    parser.add_argument("--series", type=pair, nargs="+", default=[(512, 300), (128, 6000)])
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "receive.json")
     options = parser.parse_args()
     print(machine())
     print(f"dicom-node: {DURABLE}\nDCMTK storescp: {NOT_DURABLE}\nsender: DCMTK storescu, PDU 131072")
+    runs = [
+        (size, count, several, False) for size, count in options.series for several in options.associations
+    ]
     rows: list[dict[str, Any]] = []
-    for size in options.size:
-        for associations in options.associations:
-            for nagle in (True, False):
-                with tempfile.TemporaryDirectory() as scratch:
-                    measured = measure(options.instances, size, associations, nagle, Path(scratch))
-                for row in measured:
-                    title = f"{row['receiver']:15s} {size}² × {row['instances']}, {associations} assoc., "
-                    show(title + NAGLE[nagle], row)
-                rows += measured
+    for size, count, associations, nagle in [*runs, NAGLE_RUN]:
+        with tempfile.TemporaryDirectory() as scratch:
+            measured = measure(count, size, associations, nagle, Path(scratch))
+        for row in measured:
+            title = f"{row['receiver']:15s} {size}² × {row['instances']}, {associations} assoc., "
+            show(title + NAGLE[nagle], row)
+        rows += measured
     save(options.json, rows)
 
 
