@@ -246,6 +246,9 @@ class Listener:
         settings = self._settings
         if called != settings.ae_title.strip():
             return Refusal.CALLED_AE
+        proposed = association.requestor.primitive.presentation_context_definition_list
+        if not proposed or any(not one.abstract_syntax or not one.transfer_syntax for one in proposed):
+            return Refusal.NO_REASON  # pynetdicom's thread would die of it
         if settings.accept_from and not any(c.admits(calling, address) for c in settings.accept_from):
             return Refusal.CALLING_AE
         with self._visits_lock:
@@ -280,6 +283,9 @@ class Listener:
             ended = [a for a in self._visits if not lost_only or (a.ident is not None and not a.is_alive())]
         for association in ended:
             self._end(association, aborted=True)
+            # a thread that died of a hostile request leaves the other one and the connection behind
+            association.dul.kill_dul()
+            close_for_both(getattr(association.dul.socket, "socket", None))
 
     # ---------------------------------------------------------------- storage commitment
 

@@ -69,12 +69,12 @@ def deflated(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-BOMB_MEGABYTES = 600
+BOMB_MEGABYTES = 450
 
 
 @cache
 def bomb() -> bytes:
-    """Half a megabyte that inflates to six hundred."""
+    """Half a megabyte that inflates to four hundred and fifty."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     pieces = [packer.compress(with_tail(element(0x7FE00010, b"OW", b"", BOMB_MEGABYTES << 20)))]
     zeros = bytes(1 << 20)
