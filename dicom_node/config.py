@@ -87,6 +87,14 @@ class ClientTls(Section):
         return key
 
 
+class SchedulerTls(Section):
+    """TLS towards the compute scheduler and its workers: who they must be, and who we are."""
+
+    ca: ExistingFile
+    certificate: ExistingFile
+    key: ExistingFile
+
+
 class WebTls(Section):
     """TLS of the status page."""
 
@@ -175,6 +183,12 @@ class RulesSettings(Section):
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.8
     max_minutes_apart: Annotated[float, Field(gt=0)] = 180.0
     require_same_frame_of_reference: bool = False
+    allow_contrast_agent: bool = False
+    max_in_plane_mm: Annotated[float, Field(gt=0, le=10)] = 2.0
+    max_step_mm: Annotated[float, Field(gt=0, le=20)] = 7.0
+    min_reference_slices: Annotated[int, Field(ge=3, le=1000)] = 8
+    min_dwi_slices: Annotated[int, Field(ge=3, le=1000)] = 3
+    max_lowest_b: Annotated[float, Field(ge=0, le=1000)] = 200.0
     overrides: tuple[Override, ...] = ()
 
 
@@ -205,12 +219,23 @@ class CorrectionSettings(Section):
             json_schema_extra={"write": "an address such as tcp://gpu1:8786"},
         ),
     ] = ""
+    scheduler_tls: SchedulerTls | None = Field(default=None, validate_default=True)
     modulate: bool = False
     on_poor_quality: Literal["withhold", "flag"] = "withhold"
     on_review: Literal["send", "withhold", "flag"] = "send"
     settings: dict[str, EngineText] = Field(default_factory=dict)
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
+
+    @field_validator("scheduler_tls")
+    @classmethod
+    def _certificates_for_tls(cls, tls: SchedulerTls | None, info: ValidationInfo) -> SchedulerTls | None:
+        address = info.data.get("scheduler", "")
+        if address.startswith("tls://") and tls is None:
+            raise ValueError(f"is needed for {address}; write ca, certificate and key")
+        if tls is not None and not address.startswith("tls://"):
+            raise ValueError("belongs to a scheduler that begins with tls://")
+        return tls
 
     @field_validator("settings")
     @classmethod
@@ -374,6 +399,18 @@ def remarks(settings: Settings) -> tuple[str, ...]:
     elif not settings.deliver_to:
         names = ", ".join(settings.destinations)
         found.append(f"delivery.to is empty and there are several destinations ({names}): nothing is sent.")
+    scheduler = settings.correction.scheduler
+    if scheduler and settings.correction.scheduler_tls is None:
+        found.append(
+            f"correction.scheduler {scheduler} is not encrypted: whoever reaches it can run programs as "
+            "this service; use tls:// with correction.scheduler_tls."
+        )
+    if settings.node.accept_from and any(
+        settings.destinations[name].storage_commitment for name in settings.deliver_to
+    ):
+        found.append(
+            "node.accept_from must list archives with storage_commitment too: they may call back to confirm."
+        )
     return tuple(found)
 
 
