@@ -1,7 +1,7 @@
 """Killed at any moment, the ledger lost, old or damaged: every DWI series still ends once, as before.
 
 Here the node is one process that plays a story (crash_story.py) and kills itself at every durable step;
-tests/peers/test_crashes.py kills the real processes.
+tests/peers/test_killed_processes.py kills the real processes.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def find_landmarks(
     """Where the reference's anatomy lies in the distorted b = 0; unfiltered, `agree` selects.
 
     phase_encoding: voxel axis of b0's array, i, j or k, with or without '-'; None: unknown, all three views.
-    matcher: a name of matchers.MATCHERS, mind_blocks.NAME, or "auto": XFeat, or MIND blocks where its
+    matcher: a name of matchers.FILES, mind_blocks.NAME, or "auto": XFeat, or MIND blocks where its
     weights are not installed. The result's `matcher` says what was used and how the reference was drawn.
     Deterministic on one machine. Raises WeightsError, SettingsError or UnusableImage.
     """
