@@ -82,7 +82,7 @@ NEVER_TAGS = _tags(
     DiffusionDirectionality DiffusionBValue DiffusionGradientOrientation MRDiffusionSequence
     DiffusionGradientDirectionSequence DiffusionAnisotropyType StackID InStackPositionNumber
     DimensionIndexSequence DimensionOrganizationSequence DimensionIndexValues ContributingEquipmentSequence
-    NumberOfFrames FrameIncrementPointer ImagesInAcquisition
+    NumberOfFrames NumberOfSlices FrameIncrementPointer ImagesInAcquisition
     SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
     SmallestImagePixelValueInPlane LargestImagePixelValueInPlane PixelPaddingValue PixelPaddingRangeLimit
     IconImageSequence PixelAspectRatio RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence

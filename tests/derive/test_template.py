@@ -31,6 +31,7 @@ def test_nothing_that_describes_the_source_pixels_is_copied(bench_of: BenchOf) -
         dataset.add_new("PixelPaddingValue", "US", 0)
         dataset.VOILUTSequence = [Dataset()]
         dataset.WindowCenterWidthExplanation = "WINDOW1"
+        dataset.NumberOfSlices = 3  # UIH: of the grid that an image was a tile of
         dataset.InstanceCreatorUID = "2.25.8"
         dataset.QualityControlImage = "YES"
         dataset.add_new(0x60003000, "OW", b"\1\2")
@@ -44,7 +45,7 @@ def test_nothing_that_describes_the_source_pixels_is_copied(bench_of: BenchOf) -
         assert not groups & {0x6000, 0x5000, 0x0029, 0xFFFA}
         for keyword in (
             *("IconImageSequence", "PixelPaddingValue", "VOILUTSequence", "InstanceCreatorUID"),
-            *("WindowCenterWidthExplanation", "DigitalSignaturesSequence"),
+            *("WindowCenterWidthExplanation", "DigitalSignaturesSequence", "NumberOfSlices"),
         ):
             assert keyword not in instance, keyword
         assert "1.2.3.4.5" not in str(instance.SourceImageSequence)
