@@ -87,7 +87,7 @@ def orthanc(folder: Path, node_port: int = 0) -> Iterator[Orthanc]:
                 "DicomAlwaysAllowStore": True,
                 "DicomCheckCalledAet": True,
                 "OverwriteInstances": False,
-                "DicomModalities": {"node": [NODE_AE, "127.0.0.1", node_port]},
+                "DicomModalities": {"node": [NODE_AE, "127.0.0.1", node_port]} if node_port else {},
             }
         )
     )
@@ -95,11 +95,16 @@ def orthanc(folder: Path, node_port: int = 0) -> Iterator[Orthanc]:
         process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60) as http:
-            until(lambda: http.get("/system").status_code == 200, 60, "Orthanc did not start")
+            until(lambda: _answers(process, http), 60, "Orthanc did not start")
             yield Orthanc(http, dicom_port)
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _answers(process: subprocess.Popen[bytes], http: httpx.Client) -> bool:
+    assert process.poll() is None, "Orthanc ended at once: see orthanc.log"
+    return http.get("/system").status_code == 200
 
 
 @dataclass(frozen=True, slots=True)
