@@ -7,11 +7,12 @@ table in `statuses`.
 
 from __future__ import annotations
 
+import queue
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain
@@ -25,6 +26,7 @@ from pynetdicom import AE, build_context, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode, split_dataset
 from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 
@@ -426,13 +428,24 @@ def _associate(peer: Peer, contexts: list[PresentationContext]) -> tuple[Any | N
     return None, _why_not(association, peer, contexts, time.monotonic() - began)
 
 
+def _unheard_answer(association: Any) -> Any | None:
+    """An answer that came, with the end of the connection, before pynetdicom looked whether it is connected.
+
+    A fast peer that refuses does that in one call of twelve.
+    """
+    with suppress(queue.Empty):
+        primitive = association.dul.to_user_queue.get_nowait()
+        return primitive if isinstance(primitive, A_ASSOCIATE) else None
+    return None
+
+
 def _why_not(association: Any, peer: Peer, contexts: list[PresentationContext], waited_s: float) -> Problem:
     """Why an association was not established, in words."""
     failure = getattr(association.dul.socket, "failure", None)
     if failure is not None:
         return Problem(f"{peer} cannot be reached: {_network_words(failure, peer)}", transient=True)
-    answer = association.acceptor.primitive
-    if association.is_rejected:
+    answer = association.acceptor.primitive or _unheard_answer(association)
+    if answer is not None and answer.result in (0x01, 0x02):  # rejected, for good or for now
         words = REJECTIONS.get((answer.result_source, answer.diagnostic), "its reason is not in the standard")
         words = words.format(calling=peer.calling_ae_title, called=peer.ae_title)
         return Problem(f"{peer} rejected the association: {words}", transient=answer.result == 0x02)
