@@ -53,6 +53,11 @@ class CostVolume:
         """Weighted mean cost of a shift field, in SDs of the cost."""
         return (self.at(shift_mm) * self.weight).sum() / self.weight.sum().clamp(min=1e-12)
 
+    def whole(self) -> Tensor:
+        """The one shift of everything that costs least, as a field (A, B, P) in mm."""
+        total = (self.cost * self.weight).sum((1, 2, 3))
+        return torch.full_like(self.weight, float(self.labels_mm[int(total.argmin())]))
+
 
 def along_phase_encode(
     fixed: Tensor,

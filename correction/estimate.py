@@ -148,7 +148,11 @@ def costs(
 
 
 def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
-    """A very smooth field from a wide range of shifts, and the shift that 99 % stays below, mm."""
+    """A very smooth field from a wide range of shifts, and the shift that 99 % stays below, mm.
+
+    Fitted from zero and from the best shift of the whole image: beyond a few centimetres nothing leads from
+    the one to the other.
+    """
     view = scene(pair, settings.wide_voxel_mm, settings)
     extent = view.grid.spacing_mm[2] * view.grid.shape[2]
     reach = max(settings.reach_mm, min(settings.most_reach_mm, 0.3 * extent))
@@ -156,8 +160,13 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
         view, view.b0, view.b0_mask, reach, settings.wide_step_mm, 2 * settings.aggregation_mm,
         2 * settings.pooled_mm, settings,
     )  # fmt: skip
-    fit = fit_shifts(table, settings.wide_spacings_mm, settings.wide_bending, settings, settings.iterations)
-    field = ShiftField((fit.stage,))
+    fits = [
+        fit_shifts(
+            table, settings.wide_spacings_mm, settings.wide_bending, settings, settings.iterations, start=start
+        )
+        for start in (None, table.whole())
+    ]
+    field = ShiftField((min(fits, key=lambda fit: fit.energy).stage,))
     shift = field.on(table.grid)[0][table.weight > 0.3].abs()
     return field, float(torch.quantile(shift, 0.99)) if len(shift) else 0.0
 

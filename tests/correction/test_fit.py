@@ -74,3 +74,9 @@ def test_a_fit_goes_on_from_an_earlier_one() -> None:
     first = fit_shifts(volume, (20.0,), STIFF, CLINICAL, 30, air=air)
     again = fit_shifts(volume, (20.0,), STIFF, CLINICAL, 3, start=first, air=air)
     assert again.energy <= first.energy + 1e-4
+
+
+def test_the_shift_of_the_whole_image_is_found_beyond_the_reach_of_a_slope() -> None:
+    shift = torch.full(GRID.shape, 9.0)
+    weight = torch.ones(GRID.shape)
+    assert torch.equal(_bowls(shift, weight).whole(), shift)
