@@ -1,0 +1,156 @@
+"""Without a network: correct, explain, demo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dicom_node.terminal import (
+    OTHER,
+    REJECTED,
+    Json,
+    Missing,
+    UsageProblem,
+    configured_or_none,
+    err,
+    out,
+    print_json,
+)
+
+
+def correct(
+    inputs: Annotated[list[Path], typer.Argument(help="A DICOM folder, or one NIfTI DWI.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where the results go.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="The anatomical image; DICOM input chooses by itself.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="clinical or paper.")] = None,
+    matcher: Annotated[
+        str | None,
+        typer.Option(help="Landmarks: auto, none, or a matcher that `dicom-node weights` lists."),
+    ] = None,
+    phase_encoding: Annotated[
+        str | None, typer.Option(help="i, i-, j, j-, k, k-, or none for free 3-D.")
+    ] = None,
+    total_readout_time: Annotated[float | None, typer.Option(help="Seconds, for figures in Hz.")] = None,
+    bval: Annotated[Path | None, typer.Option(help="b-values of a NIfTI DWI.")] = None,
+    bvec: Annotated[Path | None, typer.Option(help="b-vectors of a NIfTI DWI; copied.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same field.")] = 0,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    settings_texts: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Correct a study or a NIfTI image here and now, without a network."""
+    from dicom_node.compute import Recipe
+    from dicom_node.derive import DerivePolicy
+    from dicom_node.node import derive_policy, pairing_policy, recipe
+    from dicom_node.offline import Request, correct_input
+    from dicom_node.progress import shown
+    from rules.pair import PairingPolicy
+
+    settings = configured_or_none()
+    base = recipe(settings) if settings else Recipe()
+    named = [_key_value(text) for text in settings_texts or ()]
+    request = Request(
+        inputs=tuple(inputs),
+        out=out_dir,
+        reference=reference,
+        recipe=Recipe(
+            method=method or base.method,
+            # the configured settings belong to the configured method
+            overrides=(*(base.overrides if method in (None, base.method) else ()), *named),
+            seed=seed,
+            device=device or base.device,
+            modulate=base.modulate,
+            matcher=matcher or base.matcher,
+            weights_dir=base.weights_dir,
+        ),
+        phase_encoding=phase_encoding,
+        total_readout_s=total_readout_time,
+        b_values=bval,
+        b_vectors=bvec,
+        pairing=pairing_policy(settings) if settings else PairingPolicy(),
+        derive=derive_policy(settings) if settings else DerivePolicy(),
+    )
+    with shown(err) as progress:
+        report = correct_input(request, progress)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        for result in report.results:
+            out.print(
+                f"{result.name}: corrected with {result.reference}, verdict {result.verdict}, displacement "
+                f"{result.rms_mm:.1f} mm typically, {result.max_mm:.1f} mm at most; {result.seconds:.0f} s.",
+                markup=False,
+            )
+            if result.verdict_text:
+                out.print(f"  {result.verdict_text}", markup=False)
+            out.print(f"  Files in {result.out}; look at {result.out / 'qc.png'}.", markup=False)
+        for item in report.skipped:
+            out.print(f"{item.name}: not corrected: {item.text}", markup=False)
+        if report.unreadable:
+            files = "1 file" if len(report.unreadable) == 1 else f"{len(report.unreadable)} files"
+            out.print(f"{files} could not be read, the first: {report.unreadable[0]}", markup=False)
+    if report.rejected:
+        raise typer.Exit(REJECTED)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageProblem(f"'{text}' is no setting; write --set KEY=VALUE.")
+    return key.strip(), value.strip()
+
+
+def explain(
+    path: Annotated[Path, typer.Argument(help="A folder with DICOM files.")],
+    as_json: Json = False,
+) -> None:
+    """Say what each series is and why, and which reference each diffusion series would get."""
+    from dicom_node.explain import explain as explain_paths
+    from dicom_node.explain import render
+    from dicom_node.node import pairing_policy
+    from dicom_node.progress import shown
+
+    if not path.exists():
+        raise Missing(f"{path} does not exist.")
+    settings = configured_or_none()
+    with shown(err) as progress:
+
+        def read(done: int, files: int) -> None:
+            progress(str(path), f"reading {files} files", done / max(files, 1))
+
+        explanation = explain_paths([path], pairing_policy(settings) if settings else None, read)
+    if as_json:
+        print_json(asdict(explanation))
+    else:
+        # wrapped at the width of the terminal; a pipe has none
+        Console(highlight=False, width=None if out.is_terminal else 100).print(render(explanation))
+    if not explanation.series:
+        raise Missing(f"There is no readable DICOM image in {path}.")
+
+
+def demo(
+    study: Annotated[
+        Path | None, typer.Option(help="A DICOM folder to send instead of the synthetic head.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep everything that was made in this folder.")] = None,
+) -> None:
+    """Show the whole chain on this machine: a scanner, the node and an archive, on loopback."""
+    from dicom_node.demo import run_demo
+    from dicom_node.progress import shown
+
+    if study is not None and not study.exists():
+        raise Missing(f"{study} does not exist.")
+    with shown(err) as progress:
+        shown_demo = run_demo(study, keep, progress)
+    for line in shown_demo.lines():
+        out.print(line, markup=False)
+    if not shown_demo.good:
+        raise typer.Exit(OTHER)
