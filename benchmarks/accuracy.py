@@ -7,8 +7,9 @@ Cases: `benchmarks.cases`, made from the unpacked studies in --data (or read fro
 program saved them); without either, three synthetic heads. Methods: "nothing", "clinical" (default settings
 and matcher), "paper" (published settings and the same landmarks; mutual information of a sample instead of
 all voxels), both also without landmarks, and every peer of `benchmarks.peers`; all unless some are named.
-Fields are kept in --cache, by case and method: peers do not change, so only what is missing is computed;
---again NAME computes it anew. Prints the device, a line a run and the tables.
+Fields and failures are kept in --cache, by case and method, so that a run which was cut short goes on where
+it stopped; --again NAME computes it anew, --kept computes nothing. Seconds are those of one processor, and
+hold the landmarks' even where these were found before. Prints the device, a line a run and the tables.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import metrics, peers, plots
-from benchmarks.cases import RECIPES, Case, load_case
+from benchmarks.cases import RECIPES, Case, Split, load_case
 from benchmarks.heads import head
 from benchmarks.networks import machine
 from correction import correct, methods
@@ -39,49 +39,71 @@ MATCHER = "auto"
 
 @dataclass(frozen=True)
 class Found:
-    """A field (3, Z, Y, X) LPS mm, what it cost, and our own verdict if it is ours."""
+    """A field (3, Z, Y, X) LPS mm, what it cost, and our own verdict if it is ours; or why there is none."""
 
-    displacement_mm: Tensor
+    displacement_mm: Tensor | None
     cpu_s: float
-    wall_s: float
     verdict: str | None = None
+    failed: str | None = None
 
 
-Estimator = Callable[[Case], tuple[Tensor, str | None]]
+class Clock:
+    """Processor seconds of this process and its children since it was made."""
+
+    def __init__(self) -> None:
+        self._begun = sum(os.times()[:4])
+
+    def cpu_s(self) -> float:
+        return sum(os.times()[:4]) - self._begun
 
 
-def nothing(case: Case) -> tuple[Tensor, str | None]:
-    return torch.zeros_like(case.displacement_mm), None
+Estimator = Callable[[Case], Found]
+
+
+def nothing(case: Case) -> Found:
+    return Found(torch.zeros_like(case.displacement_mm), 0.0)
+
+
+def by_peer(case: Case, peer: peers.Peer) -> Found:
+    clock = Clock()
+    return Found(peers.displacement_lps(case, peer), clock.cpu_s())
 
 
 def engine(
     case: Case, settings: methods.Settings, matcher: str | None, device: str, store: Path | None
-) -> tuple[Tensor, str | None]:
+) -> Found:
     """The engine as the node runs it: landmarks first, if there is a matcher."""
-    found = landmarks(case, matcher, device, store) if matcher else None
+    found, before_s = landmarks(case, matcher, device, store) if matcher else (None, 0.0)
+    clock = Clock()
     result = correct(case.b0, case.reference, case.phase_encoding, settings, found, device=device)
-    return result.displacement.cpu(), str(result.verdict.level)
+    return Found(result.displacement.cpu(), before_s + clock.cpu_s(), str(result.verdict.level))
 
 
-def landmarks(case: Case, matcher: str, device: str, store: Path | None) -> Landmarks:
-    """Found once for a case and kept: several methods ask for the same."""
+def landmarks(case: Case, matcher: str, device: str, store: Path | None) -> tuple[Landmarks, float]:
+    """Landmarks and the seconds they cost; found once for a case and kept: several methods ask for them."""
     kept = store / case.name / "landmarks.pt" if store else None
     if kept and kept.exists():
-        fixed, moving, confidence, name = torch.load(kept, weights_only=True)
-        return Landmarks(fixed.numpy(), moving.numpy(), confidence.numpy(), name)
+        fixed, moving, confidence, name, cpu_s = torch.load(kept, weights_only=True)
+        return Landmarks(fixed.numpy(), moving.numpy(), confidence.numpy(), name), cpu_s
+    clock = Clock()
     found = find_landmarks(case.b0, case.reference, case.phase_encoding, matcher, device=device)
+    cpu_s = clock.cpu_s()
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
         arrays = (found.fixed_mm, found.moving_mm, found.confidence)
-        torch.save([*(torch.from_numpy(a) for a in arrays), found.matcher], kept)
-    return found
+        _keep([*(torch.from_numpy(a) for a in arrays), found.matcher, cpu_s], kept)
+    return found, cpu_s
+
+
+def _keep(what: object, path: Path) -> None:
+    """Whole or not at all: a run may be stopped at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(what, part)
+    part.replace(path)
 
 
 def estimators(device: str, store: Path | None) -> dict[str, Estimator]:
     """Every method by name, ours first."""
-
-    def by_peer(case: Case, peer: peers.Peer) -> tuple[Tensor, str | None]:
-        return peers.displacement_lps(case, peer), None
 
     def ours(settings: methods.Settings, matcher: str | None) -> Estimator:
         return partial(engine, settings=settings, matcher=matcher, device=device, store=store)
@@ -98,18 +120,42 @@ def estimators(device: str, store: Path | None) -> dict[str, Estimator]:
     return own | {n: partial(by_peer, peer=p) for n, p in peers.PEERS.items() if n not in absent}
 
 
-def run(case: Case, name: str, estimator: Estimator, store: Path | None, again: bool) -> Found:
-    """One method on one case, from the cache if it is there."""
-    kept = store / case.name / f"{name.replace(' ', '_').replace(',', '')}.pt" if store else None
+def kept_at(store: Path, case: Case, name: str) -> Path:
+    """Where the field of a method on a case is kept."""
+    return store / case.name / f"{name.replace(' ', '_').replace(',', '')}.pt"
+
+
+def run(case: Case, name: str, estimator: Estimator, store: Path | None, again: bool = False) -> Found:
+    """One method on one case, from the cache if it is there. A method that fails is a result too."""
+    kept = kept_at(store, case, name) if store else None
     if kept and kept.exists() and not again:
         return Found(**torch.load(kept, weights_only=True))
-    begun, cpu = time.perf_counter(), sum(os.times()[:4])
-    displacement, verdict = estimator(case)
-    found = Found(displacement, sum(os.times()[:4]) - cpu, time.perf_counter() - begun, verdict)
+    clock = Clock()
+    try:
+        found = estimator(case)
+    except Exception as error:
+        found = Found(None, clock.cpu_s(), failed=f"{type(error).__name__}: {error}")
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({f: getattr(found, f) for f in ("displacement_mm", "cpu_s", "wall_s", "verdict")}, kept)
+        _keep({f.name: getattr(found, f.name) for f in fields(found)}, kept)
     return found
+
+
+def row_of(case: Case, name: str, found: Found) -> dict[str, object]:
+    """What is reported of one run."""
+    row: dict[str, object] = {"case": case.name, "kind": case.kind, "method": name, "cpu_s": found.cpu_s}
+    if found.displacement_mm is None:
+        return row | {"failed": found.failed}
+    return row | {"verdict": found.verdict} | metrics.figures(case, found.displacement_mm)
+
+
+def line(row: dict[str, object]) -> str:
+    head = f"{row['case']:34} {row['method']:22} "
+    if "failed" in row:
+        return f"{head} failed: {row['failed']}"
+    return (
+        f"{head} RMSE {row['rmse_mm']:6.2f}  p95 {row['p95_mm']:6.2f}  PSNR {row['psnr_db']:5.2f}  "
+        f"folded {row['folded']:.4f}  {row['cpu_s']:6.1f} s  {row['verdict'] or ''}"
+    )
 
 
 def phantoms() -> Iterator[Case]:
@@ -121,14 +167,14 @@ def phantoms() -> Iterator[Case]:
         )  # fmt: skip
 
 
-def gathered(data: Path | None, saved: Path | None, split: str) -> Iterator[Case]:
+def gathered(data: Path | None, saved: Path | None, split: Split) -> Iterator[Case]:
     """The cases of a split: read, made, or the synthetic heads."""
     if saved:
         for path in sorted((saved / split).glob("*.pt")):
             yield load_case(path)
     elif data:
         heads = cache(lambda name: head(name, data))
-        for recipe in RECIPES[split]:  # type: ignore[index]
+        for recipe in RECIPES[split]:
             yield recipe.make(heads(recipe.head))
     else:
         yield from phantoms()
@@ -148,6 +194,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plots", type=Path, help="folder for PNG files")
     chosen = parser.parse_args()
+    if chosen.kept and not chosen.cache:
+        parser.error("--kept needs --cache")
     print(f"{machine()}; engine on {chosen.device}, torch {torch.__version__}")
     for name, why in peers.missing().items():
         print(f"missing peer {name}: {why}")
@@ -157,26 +205,10 @@ def main() -> None:
         if chosen.only and chosen.only not in case.name:
             continue
         for name in chosen.method or known:
-            if chosen.kept and name != "nothing":
-                file = f"{name.replace(' ', '_').replace(',', '')}.pt"
-                if not (chosen.cache and (chosen.cache / case.name / file).exists()):
-                    continue
-            try:
-                found = run(case, name, known[name], chosen.cache, name in chosen.again)
-            except Exception as error:  # a peer that fails is a result
-                print(f"{case.name:34} {name:22} failed: {type(error).__name__}: {error}", flush=True)
-                rows.append({"case": case.name, "kind": case.kind, "method": name, "failed": str(error)})
+            if chosen.kept and name != "nothing" and not kept_at(chosen.cache, case, name).exists():
                 continue
-            row = {"case": case.name, "kind": case.kind, "method": name, "verdict": found.verdict}
-            row |= metrics.figures(case, found.displacement_mm)
-            row |= {"cpu_s": found.cpu_s, "wall_s": found.wall_s}
-            rows.append(row)
-            print(
-                f"{case.name:34} {name:22} RMSE {row['rmse_mm']:6.2f}  p95 {row['p95_mm']:6.2f}  "
-                f"PSNR {row['psnr_db']:5.2f}  folded {row['folded']:.4f}  {row['cpu_s']:6.1f} s  "
-                f"{found.verdict or ''}",
-                flush=True,
-            )
+            rows.append(row_of(case, name, run(case, name, known[name], chosen.cache, name in chosen.again)))
+            print(line(rows[-1]), flush=True)
     document = {"machine": machine(), "split": chosen.split, "missing": peers.missing(), "rows": rows}
     print(plots.tables(rows))
     if chosen.json:

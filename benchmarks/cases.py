@@ -71,11 +71,10 @@ def save_case(case: Case, path: Path) -> None:
 def load_case(path: Path | str) -> Case:
     """A case that save_case() wrote."""
     stored = torch.load(path, weights_only=True)
-    volumes = {n: Volume(stored[n][0], stored[n][1].numpy()) for n in ("b0", "reference", "undistorted")}
-    return Case(
-        **{n: stored[n] for n in ("name", "kind", "phase_encoding", "displacement_mm", "brain", "modulated")},
-        **volumes,
-    )
+    for name in ("b0", "reference", "undistorted"):
+        data, affine = stored[name]
+        stored[name] = Volume(data, affine.numpy())
+    return Case(**stored)
 
 
 @dataclass(frozen=True)
