@@ -41,8 +41,12 @@ bench: peers
 	$(BIN)/python -m benchmarks.send
 	$(BIN)/python -m benchmarks.accuracy --cache benchmarks/results/fields --json benchmarks/results/accuracy.json \
 		$(if $(DATA),--data $(DATA) --plots docs)
-	$(BIN)/python -m benchmarks.ablations --json benchmarks/results/ablations.json
+	$(BIN)/python -m benchmarks.ablations --cache benchmarks/results/fields \
+		--json benchmarks/results/ablations.json $(if $(DATA),--data $(DATA) --plots docs)
 	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --matcher auto)
+	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --method paper --set samples=16384)
+	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --peers \
+		--cache benchmarks/results/fields)
 	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/philips-classic --matcher auto)
 	$(if $(DATA),$(BIN)/python -m benchmarks.polarity $(DATA)/uih --matcher auto)
 	$(if $(DATA),$(BIN)/python -m benchmarks.adversarial --data $(DATA) --matcher auto)

@@ -1,6 +1,7 @@
 """The engine against a measured field: b = 0 to T1, truth the study's own gradient-echo field map.
 
     python -m benchmarks.field_map STUDY [--method NAME] [--matcher NAME] [--set key=value]
+                                         [--peers [--peer NAME] [--cache FOLDER]]
                                          [--json FILE] [--picture FILE]
 
 STUDY is an unpacked folder named in benchmarks.truth.STUDIES. Where the scanner writes readout and polarity
@@ -8,6 +9,8 @@ STUDY is an unpacked folder named in benchmarks.truth.STUDIES. Where the scanner
 the one at which the map itself explains the images best, sign included; the errors at the ends of the
 plausible range are printed beside it, and the scale that would fit the found field.
 Prints RMSE and p95 in the brain before and after, also without the mean, and the device.
+--peers: instead of the engine, the programs of benchmarks.peers, on the same b = 0 and reference; of free
+fields the part along phase encode counts. Theirs are kept in --cache.
 """
 
 from __future__ import annotations
@@ -15,13 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from benchmarks import accuracy, peers
+from benchmarks.cases import Case
 from benchmarks.truth import (
     STUDIES,
     Array,
@@ -78,6 +86,9 @@ def main() -> None:
     parser.add_argument("--method", choices=["clinical", "paper"], default="clinical")
     parser.add_argument("--matcher", default="auto", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", action="append", default=[], dest="changes")
+    parser.add_argument("--peers", action="store_true", help="other programs, not the engine")
+    parser.add_argument("--peer", action="append", help="with --peers: only this one; may be repeated")
+    parser.add_argument("--cache", type=Path, help="peers' fields are kept here")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
@@ -92,6 +103,13 @@ def main() -> None:
     truth = shifts(
         found_map.hz, found_map.head, found_map.grid, b0, reference, encoding.increasing, readout_s
     )
+    if arguments.peers:
+        case = as_case(arguments.study.name, b0, reference, encoding.voxel_axis, truth)
+        document = by_peers(case, truth, arguments.peer or list(peers.PEERS), arguments.cache)
+        print(json.dumps(document, indent=2))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        return
     chosen = methods.clinical() if arguments.method == "clinical" else methods.paper()
     landmarks = None
     if arguments.matcher != "none":
@@ -122,6 +140,35 @@ def main() -> None:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if arguments.picture:
         draw(arguments.picture, b0, truth, found)
+
+
+def as_case(name: str, b0: Volume, reference: Volume, phase_encoding: str, truth: Truth) -> Case:
+    """The study as the simulated cases are given to peers; undistorted is not known and holds the b = 0."""
+    along = torch.from_numpy(b0.axes[:, 1]).float()
+    displacement = along[:, None, None, None] * torch.from_numpy(truth.shift_mm).float()
+    return Case(
+        name, "epi", b0, reference, phase_encoding, displacement, torch.from_numpy(truth.brain), b0, True
+    )
+
+
+def by_peers(case: Case, truth: Truth, names: Sequence[str], store: Path | None) -> dict[str, object]:
+    """Errors along phase encode by peer, and processor seconds; or why it failed."""
+    document: dict[str, object] = {
+        "device": f"{platform.machine()}, cpu",
+        "study": case.name,
+        "missing": peers.missing(),
+        "before": figures(-truth.shift_mm, truth.shift_mm, truth.brain),
+    }
+    for name in names:
+        if name in peers.missing():
+            continue
+        found = accuracy.run(case, name, partial(accuracy.by_peer, peer=peers.PEERS[name]), store)
+        if found.displacement_mm is None:
+            document[name] = {"failed": found.failed}
+            continue
+        error = np.tensordot(case.b0.axes[:, 1], found.displacement_mm.numpy(), 1) - truth.shift_mm
+        document[name] = {**figures(error, truth.shift_mm, truth.brain), "cpu_s": found.cpu_s}
+    return document
 
 
 def shifts(
