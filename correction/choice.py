@@ -15,19 +15,25 @@ ONE_IN = 6
 FEWEST = 30  # held out; with fewer there is no figure
 
 
+def explained(agreement: tuple[float, float], structure: tuple[float, float]) -> float:
+    """How much a field explains of what "nothing" leaves unexplained, in agreement and structure together.
+
+    Both (before, after). Agreement alone cannot see a small distortion under a weak relation of contrasts.
+    """
+    by_agreement = (agreement[1] - agreement[0]) / max(1.0 - agreement[0], 1e-6)
+    return by_agreement + 1.0 - structure[1] / max(structure[0], 1e-12)
+
+
 def choose(signals: Sequence[Signals], settings: Clinical) -> int:
     """Index of the best candidate; the first is "nothing" and stays unless another is clearly better.
 
-    Clearly: by how much of what "nothing" leaves unexplained it explains, in agreement and in structure
-    together, for agreement alone cannot see a small distortion under a weak relation of contrasts. Among
-    those agreement ranks: it punishes over-fitting, structure takes whatever bends most. Ties go to the
-    earlier, simpler one.
+    Clearly: by how much it explains. Among those agreement ranks: it punishes over-fitting, structure takes
+    whatever bends most. Ties go to the earlier, simpler one.
     """
     nothing = signals[0]
 
     def gain(found: Signals) -> float:
-        agreement = (found.agreement - nothing.agreement) / max(1.0 - nothing.agreement, 1e-6)
-        return agreement + 1.0 - found.structure / max(nothing.structure, 1e-12)
+        return explained((nothing.agreement, found.agreement), (nothing.structure, found.structure))
 
     worthy = [
         index

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from correction import apply, choice, estimate, freeform, preprocess, quality
+from correction import apply, choice, estimate, freeform, preprocess, quality, rigid
 from correction.errors import NoOverlap
 from correction.estimate import Candidate, Pair, Scene
 from correction.grid import Frame, resample
@@ -30,9 +30,10 @@ class Correction:
     """Everything that one correction found.
 
     displacement: (3, Z, Y, X) float32, patient LPS mm on b0's grid: corrected(x) = distorted(x + u(x)).
-    jacobian: (Z, Y, X), determinant of x + u(x). reference: resampled on b0's grid. mask: (Z, Y, X) bool,
-    the reference's head inside both fields of view, where the figures were taken. landmarks: what was given,
-    kept and dropped. seconds: wall time of each stage.
+    jacobian: (Z, Y, X), determinant of x + u(x). reference: resampled on b0's grid, at its pose. mask:
+    (Z, Y, X) bool, the reference's head inside both fields of view, where the figures were taken. landmarks:
+    what was given, kept and dropped. pose: where the rigid step laid the reference. seconds: wall time of
+    each stage.
     """
 
     displacement: Tensor
@@ -47,6 +48,7 @@ class Correction:
     reference: Volume
     mask: Tensor
     landmarks: Consensus
+    pose: rigid.Pose
     seconds: dict[str, float]
 
     def apply(self, volume: Volume, modulate: bool = False) -> Volume:
@@ -99,6 +101,13 @@ def correct(
             if landmarks is None
             else agree(landmarks, frame, view.grid, heads, phase_encoding is not None)
         )
+        # a free field follows motion by itself
+        pose = rigid.Pose() if isinstance(settings, Paper) else rigid.pose(given, frame)
+        if not pose.identity:
+            reference, given = pose.volume(reference), pose.landmarks(given, frame)
+            pair = estimate.Pair.of(frame, b0, reference, looking)
+            view = estimate.scene(pair, looking.judge_voxel_mm, looking)
+            covered = _covered(view)
     # a sixth of the landmarks takes no part in the field, so that it can speak about it
     used, held_out = choice.hold_out(given.in_frame)
     judge = Judge(view, frame, looking)
@@ -132,12 +141,13 @@ def correct(
     axis_lps = None if phase_encoding is None else tuple(frame.directions[:, 2])
     figures = quality.measure(
         chosen, signals, evidence, displacement, jacobian, mask, covered, axis_lps,
-        _hz_per_mm(frame, phase_encoding, readout_s),
+        _hz_per_mm(frame, phase_encoding, readout_s), pose,
     )  # fmt: skip
     return Correction(
         displacement=displacement, jacobian=jacobian, quality=figures, verdict=quality.judge(figures),
         settings=settings, phase_encoding=phase_encoding, seed=seed, device=str(device), b0=b0,
-        reference=b0.with_data(on_b0), mask=mask, landmarks=given, seconds=clock.seconds,
+        reference=b0.with_data(on_b0), mask=mask, landmarks=given, pose=pose,
+        seconds=clock.seconds,
     )  # fmt: skip
 
 

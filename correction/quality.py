@@ -10,8 +10,10 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from correction import choice
 from correction.estimate import Candidate
 from correction.landmarks import Consensus
+from correction.rigid import Pose
 from correction.shifts import ShiftField
 from correction.signals import Inspection, Signals
 
@@ -72,9 +74,12 @@ class Quality:
     remaining_across_mm: float  # and across it, where no distortion moves anything
     held_out_landmarks_before_mm: float | None  # median distance of landmarks that had no part in the field
     held_out_landmarks_after_mm: float | None
+    held_out_landmarks_slope: float | None  # share of the field that they are shifted by; 1 is right
     landmark_inlier_fraction: float | None
     two_estimates_mm: float | None
     covered_fraction: float  # share of the b = 0's head that the reference shows
+    reference_shift_mm: tuple[float, float, float]  # LPS; where the rigid step laid the reference
+    reference_turn_deg: tuple[float, float, float]
     displacement_rms_mm: float
     displacement_p95_mm: float
     displacement_max_mm: float
@@ -99,6 +104,7 @@ def inlier_fraction(landmarks: Consensus) -> float | None:
 def measure(
     chosen: int, signals: Sequence[Signals], evidence: Evidence, displacement: Tensor, jacobian: Tensor,
     mask: Tensor, covered: float, phase_axis_lps: Sequence[float] | None, hz_per_mm: float | None,
+    pose: Pose,
 ) -> Quality:  # fmt: skip
     """Figures of the chosen field.
 
@@ -128,9 +134,12 @@ def measure(
         remaining_across_mm=after.across_mm,
         held_out_landmarks_before_mm=before.landmarks_mm,
         held_out_landmarks_after_mm=after.landmarks_mm,
+        held_out_landmarks_slope=after.landmarks_slope,
         landmark_inlier_fraction=evidence.inliers,
         two_estimates_mm=evidence.two_estimates_mm,
         covered_fraction=covered,
+        reference_shift_mm=pose.shift_mm,
+        reference_turn_deg=pose.turn_deg,
         displacement_rms_mm=float(torch.sqrt((length**2).mean())),
         displacement_p95_mm=percentile[0],
         displacement_max_mm=float(length.max()),
@@ -164,6 +173,13 @@ class Limit:
     review: float
     reject: float
     text: str  # {value}, {limit}
+
+
+def _explained(figures: Quality) -> float:
+    return choice.explained(
+        (figures.agreement_before, figures.agreement_after),
+        (figures.structure_before, figures.structure_after),
+    )
 
 
 # Calibrated on right pairs and on pairs made wrong (docs/verdict.md has the counts and what was tried).
@@ -207,6 +223,18 @@ LIMITS = (
         "it puts them, expected below {limit:.1f} mm.",
     ),
     Limit(
+        "landmarks_worse",
+        lambda q: (q.held_out_landmarks_after_mm or 0.0) - (q.held_out_landmarks_before_mm or 0.0), 0.1, 1.0,
+        "Points that both images show, and that the correction was not told, lie {value:.1f} mm farther "
+        "apart after it than before.",
+    ),
+    Limit(
+        "over_corrected",
+        lambda q: 0.0 if q.held_out_landmarks_slope is None else 1.0 - q.held_out_landmarks_slope, 0.25, 0.6,
+        "The correction goes too far: points that both images show, and that it was not told, are shifted by "
+        "{percent:.0f} % less than it says.",
+    ),
+    Limit(
         "few_common_points",
         lambda q: 0.0 if q.landmark_inlier_fraction is None else 1.0 - q.landmark_inlier_fraction, 0.65, 0.85,
         "{percent:.0f} % of the points found in both images contradict one another: the images may not show "
@@ -217,11 +245,9 @@ LIMITS = (
         "Two independent estimates of the distortion differ by {value:.1f} mm; usual is below {limit:.1f}.",
     ),
     Limit(
-        "weak_evidence",
-        lambda q: 0.0 if q.chosen == NOTHING.name else q.structure_after / max(q.structure_before, 1e-12),
-        0.97, 1.0,
-        "The correction made the b = 0 hardly more like the reference: structural difference at "
-        "{percent:.0f} % of what it was.",
+        "weak_evidence", lambda q: 0.0 if q.chosen == NOTHING.name else 1.0 - _explained(q), 0.95, 1.0,
+        "The correction made the b = 0 hardly more like the reference: {percent:.0f} % of the difference is "
+        "left.",
     ),
     Limit(
         "reference_too_small", lambda q: 1.0 - q.covered_fraction, 0.4, 0.8,

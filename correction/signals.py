@@ -40,7 +40,9 @@ class Inspection:
     how far the median patch of the corrected b = 0 would still have to move along and across phase encode to
     look most like the reference; the first is what the correction left, the second what no distortion
     explains. far_fraction: share of the patches, by how clearly they say so, with more than FAR_MM to go
-    along. landmarks_mm: median distance of the field from landmarks that had no part in it.
+    along. landmarks_mm: median distance of the field from landmarks that had no part in it; landmarks_slope:
+    by what part of the field they are shifted, 1 where it is right, less where it over-corrects; None where
+    too little is moved to say.
     """
 
     edges: float
@@ -48,6 +50,7 @@ class Inspection:
     across_mm: float
     far_fraction: float
     landmarks_mm: float | None
+    landmarks_slope: float | None = None
 
 
 class Judge:
@@ -84,12 +87,14 @@ class Judge:
         )
         moved = estimate.descriptors(warped, mask, grid, settings)
         left = remaining(self._reference, moved, self._either, grid.spacing_mm)
+        distance, slope = self._told_by(held_out, shift)
         return Inspection(
             edges=similarity.edge_agreement(self._source, flat, self._either, grid.spacing_mm),
             along_mm=left[2].median_mm,
             across_mm=max(left[0].median_mm, left[1].median_mm),
             far_fraction=left[2].far_fraction,
-            landmarks_mm=self._distance(shift, held_out),
+            landmarks_mm=distance,
+            landmarks_slope=slope,
         )
 
     def _measured(self, candidate: Candidate) -> Signals:
@@ -117,15 +122,32 @@ class Judge:
         warped, mask = sample(torch.stack([view.b0, view.b0_mask.float()]), self._index + vectors / spacing)
         return warped, mask > 0.5, jacobian.to(view.b0.device).clamp(min=0), vectors
 
-    def _distance(self, shift: Tensor, landmarks: FrameLandmarks | None) -> float | None:
-        """Median |field − landmark| along phase encode, mm."""
+    def _told_by(self, landmarks: FrameLandmarks | None, shift: Tensor) -> tuple[float | None, float | None]:
+        """Median |field − landmark| along phase encode, mm, and the slope of landmarks over field."""
         if landmarks is None or not len(landmarks.weight):
-            return None
+            return None, None
         grid = self._view.grid
         first, spacing = torch.tensor(grid.first_mm), torch.tensor(grid.spacing_mm)
         index = ((landmarks.fixed_mm.cpu().float() - first) / spacing).T.to(shift.device)
-        field = sample(shift[2], index)
-        return float((field - landmarks.shift_mm.to(shift.device)).abs().median())
+        field, told = sample(shift[2], index), landmarks.shift_mm.to(shift.device)
+        return float((field - told).abs().median()), share_of_field(field, told)
+
+
+LEAST_MOVED_MM = 1.0  # of a field, RMS, for its landmarks to tell whether it goes too far
+
+
+def share_of_field(field: Tensor, told: Tensor) -> float | None:
+    """The part of the field that landmarks were shifted by, both (N,) mm, robustly; None for a small field.
+
+    Noise of the landmarks does not change it, a field that is too strong, noisy or wrong makes it smaller.
+    """
+    if float(field.square().mean().sqrt()) < LEAST_MOVED_MM:
+        return None
+    weight, found = torch.ones_like(field), 0.0
+    for _ in range(10):
+        found = float((weight * field * told).sum() / (weight * field.square()).sum())
+        weight = 1.0 / (1.0 + ((told - found * field) / FAR_MM) ** 2) ** 2
+    return found
 
 
 REACH_MM = 6.0  # of the search for what is left

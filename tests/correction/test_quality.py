@@ -8,6 +8,7 @@ import torch
 from correction import quality
 from correction.landmarks import Consensus, nobody
 from correction.quality import Evidence, Level, Quality
+from correction.rigid import Pose
 from correction.signals import Inspection, Signals
 
 GOOD = Quality(
@@ -15,7 +16,9 @@ GOOD = Quality(
     edges_before=0.8, edges_after=0.9, remaining_along_before_mm=2.5, remaining_along_after_mm=0.4,
     remaining_far_before_fraction=0.5, remaining_far_after_fraction=0.05,
     remaining_across_mm=0.5, held_out_landmarks_before_mm=2.4, held_out_landmarks_after_mm=0.7,
+    held_out_landmarks_slope=1.0,
     landmark_inlier_fraction=0.8, two_estimates_mm=0.9, off_phase_encode_fraction=0.0, covered_fraction=1.0,
+    reference_shift_mm=(0.0, 0.0, 0.0), reference_turn_deg=(0.0, 0.0, 0.0),
     displacement_rms_mm=2.5, displacement_p95_mm=5.0, displacement_max_mm=9.0,
     displacement_median_mm=(0.0, 0.5, 0.0), jacobian_min=0.6, jacobian_max=1.4, folded_fraction=0.0,
     strained_fraction=0.0, hz_p99=80.0, candidates=(),
@@ -44,9 +47,12 @@ def test_good_figures_pass_without_reasons() -> None:
             "parts_worse",
         ),
         ({"held_out_landmarks_after_mm": 2.1}, Level.REVIEW, "landmarks_disagree"),
+        ({"held_out_landmarks_before_mm": 0.4}, Level.REVIEW, "landmarks_worse"),
+        ({"held_out_landmarks_slope": 0.67}, Level.REVIEW, "over_corrected"),
+        ({"held_out_landmarks_slope": -1.0}, Level.REJECT, "over_corrected"),
         ({"landmark_inlier_fraction": 0.12}, Level.REJECT, "few_common_points"),
         ({"two_estimates_mm": 3.0}, Level.REVIEW, "estimates_disagree"),
-        ({"structure_after": 0.059}, Level.REVIEW, "weak_evidence"),
+        ({"structure_after": 0.0598, "agreement_after": 0.806}, Level.REVIEW, "weak_evidence"),
         ({"covered_fraction": 0.4}, Level.REVIEW, "reference_too_small"),
         ({"displacement_median_mm": (0.0, -19.0, 0.0)}, Level.REJECT, "not_aligned"),
         ({"displacement_p95_mm": 20.0}, Level.REVIEW, "implausible_shift"),
@@ -85,7 +91,7 @@ def test_an_image_that_needs_nothing_passes_without_being_moved() -> None:
 def test_figures_that_were_not_taken_ask_for_nothing() -> None:
     without = replace(
         GOOD, held_out_landmarks_before_mm=None, held_out_landmarks_after_mm=None,
-        landmark_inlier_fraction=None, two_estimates_mm=None,
+        held_out_landmarks_slope=None, landmark_inlier_fraction=None, two_estimates_mm=None,
     )  # fmt: skip
     assert quality.judge(without).level is Level.PASS
 
@@ -96,7 +102,7 @@ def _measured(displacement: torch.Tensor, mask: torch.Tensor) -> Quality:
     jacobian = torch.ones(mask.shape)
     jacobian[0] = 0.4
     return quality.measure(
-        1, signals, evidence, displacement, jacobian, mask, 1.0, (0.0, 1.0, 0.0), hz_per_mm=10.0
+        1, signals, evidence, displacement, jacobian, mask, 1.0, (0.0, 1.0, 0.0), 10.0, Pose()
     )
 
 
