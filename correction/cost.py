@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from correction import smooth
+from correction import parallel, smooth
 from correction.grid import Grid
+
+_BEYOND = 0.05  # cost per mm² of a shift beyond the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +39,23 @@ class CostVolume:
 
         Beyond the labels the cost of the last one is kept and grows with the square of the distance.
         """
+        out: Tensor = _CatmullRom.apply(self, shift_mm)  # type: ignore[no-untyped-call]
+        return out
+
+    def _with_slope(self, shift_mm: Tensor) -> tuple[Tensor, Tensor]:
+        """The cost and its derivative by the shift, per mm; both (A, B, P)."""
         count = self.cost.shape[0]
         position = (shift_mm - self.first_mm) / self.step_mm
         held = position.clamp(1.0, count - 2.0 - 1e-4)
-        first = held.detach().floor().long()
+        first = held.floor().long()
         t = held - first
-        taps = [self.cost.gather(0, (first + k)[None])[0] for k in (-1, 0, 1, 2)]
-        value = 0.5 * (
-            2 * taps[1]
-            + t * (taps[2] - taps[0])
-            + t**2 * (2 * taps[0] - 5 * taps[1] + 4 * taps[2] - taps[3])
-            + t**3 * (3 * taps[1] - taps[0] - 3 * taps[2] + taps[3])
-        )
-        return value + 0.05 * ((position - held) * self.step_mm) ** 2
+        before, here, after, beyond = (self.cost.gather(0, (first + k)[None])[0] for k in (-1, 0, 1, 2))
+        linear, square = after - before, 2 * before - 5 * here + 4 * after - beyond
+        cube = 3 * (here - after) + beyond - before
+        outside = (position - held) * self.step_mm
+        value = here + 0.5 * t * (linear + t * (square + t * cube)) + _BEYOND * outside**2
+        slope = 0.5 * (linear + t * (2 * square + 3 * t * cube)) / self.step_mm
+        return value, torch.where(held == position, slope, 2 * _BEYOND * outside)
 
     def mean(self, shift_mm: Tensor) -> Tensor:
         """Weighted mean cost of a shift field, in SDs of the cost."""
@@ -57,6 +65,21 @@ class CostVolume:
         """The one shift of everything that costs least, as a field (A, B, P) in mm."""
         total = (self.cost * self.weight).sum((1, 2, 3))
         return torch.full_like(self.weight, float(self.labels_mm[int(total.argmin())]))
+
+
+class _CatmullRom(torch.autograd.Function):
+    """CostVolume.at: its slope is as cheap as its value, and thirty small steps back are not."""
+
+    @staticmethod
+    def forward(ctx: Any, volume: CostVolume, shift_mm: Tensor) -> Tensor:
+        value, slope = volume._with_slope(shift_mm)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:
+        (slope,) = ctx.saved_tensors
+        return None, upstream * slope
 
 
 def along_phase_encode(
@@ -79,18 +102,19 @@ def along_phase_encode(
     sigma = [aggregation_mm / s for s in grid.spacing_mm]
     padded_by = int(count * step_mm / grid.spacing_mm[2]) + 2
     padded = torch.nn.functional.pad(moving[None], [padded_by, padded_by, 0, 0, 0, 0], mode="replicate")[0]
-    layers = []
-    for label in range(-count, count + 1):
+
+    def layer(label: int) -> Tensor:
         offset = label * step_mm / grid.spacing_mm[2]
-        whole = int(torch.tensor(offset).floor())
+        whole = math.floor(offset)
         part = offset - whole
         start = padded_by + whole
         shifted = padded[..., start : start + fixed.shape[-1]]
         if part > 1e-6:
             shifted = torch.lerp(shifted, padded[..., start + 1 : start + 1 + fixed.shape[-1]], part)
         difference = ((fixed - shifted) ** 2).mean(0)
-        layers.append(smooth.pool(smooth.gaussian(difference, sigma), pooling))
-    cost = torch.stack(layers)
+        return smooth.pool(smooth.gaussian(difference, sigma), pooling)
+
+    cost = torch.stack(parallel.each(layer, range(-count, count + 1), fixed.device))
     pooled_weight = smooth.pool(weight, pooling)
     return CostVolume(
         _standardised(cost, pooled_weight), -count * step_mm, step_mm, pooled_weight, grid.pooled(pooling)

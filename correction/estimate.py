@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from correction import cost, preprocess, similarity
+from correction import cost, parallel, preprocess, similarity
 from correction.fit import Fit, fit_shifts
 from correction.grid import Frame, Grid, Shape, Triple, resample
 from correction.landmarks import FrameLandmarks
@@ -160,8 +160,9 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
         view, view.b0, view.b0_mask, reach, settings.wide_step_mm, 2 * settings.aggregation_mm,
         2 * settings.pooled_mm, settings,
     )  # fmt: skip
-    fits = [
-        fit_shifts(
+
+    def fitted(start: Tensor | None) -> Fit:
+        return fit_shifts(
             table,
             settings.wide_spacings_mm,
             settings.wide_bending,
@@ -169,8 +170,8 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
             settings.iterations,
             start=start,
         )
-        for start in (None, table.whole())
-    ]
+
+    fits = parallel.each(fitted, (None, table.whole()), table.cost.device)
     field = ShiftField((min(fits, key=lambda fit: fit.energy).stage,))
     shift = field.on(table.grid)[0][table.weight > 0.3].abs()
     return field, float(torch.quantile(shift, 0.99)) if len(shift) else 0.0
@@ -194,7 +195,7 @@ def coarse_search(
     )  # fmt: skip
 
     def fitted(
-        start: Fit | Tensor | None, spacings: tuple[float, ...], bending: float, air: AirFields | None = None
+        start: Fit | Tensor | None, spacings: tuple[float, ...], bending: float, air: AirFields | None
     ) -> Fit:
         return fit_shifts(
             table, spacings, bending, settings, settings.iterations, start=start, air=air,
@@ -202,21 +203,26 @@ def coarse_search(
         )  # fmt: skip
 
     starts = (None, wide.on(table.grid)[0])
-    fits = [fitted(start, settings.spacings_mm, settings.coarse_bending[0]) for start in starts]
+    device = table.cost.device
+    meeting, *other_bendings = settings.coarse_bending
+    fits = parallel.each(lambda start: fitted(start, settings.spacings_mm, meeting, None), starts, device)
     best = min(fits, key=lambda fit: fit.energy)
     last = settings.spacings_mm[-1:]
     if settings.air_bending:
         air = air_fields(pair.frame, pair.b0, pair.reference, settings)
         first, *stiffer = settings.air_bending
-        with_air = fitted(best, last, first, air)
+        with_air, without = parallel.each(
+            lambda fields: fitted(best, last, first, fields), (air, None), device
+        )
         # whether air is the cause shows in the energy, at equal bending; the judge's signals cannot tell
-        if fitted(best, last, first).energy - with_air.energy > settings.air_least_gain:
-            fits = [fitted(with_air, last, bending, air) for bending in stiffer] or [with_air]
+        if without.energy - with_air.energy > settings.air_least_gain:
+            fits = parallel.each(lambda bending: fitted(with_air, last, bending, air), stiffer, device)
+            fits = fits or [with_air]
             return [
                 (f"{AIR} at bending {bending:g}", ShiftField((fit.stage,)))
                 for bending, fit in zip(stiffer or [first], fits, strict=True)
             ]
-    others = [fitted(best, last, bending) for bending in settings.coarse_bending[1:]]
+    others = parallel.each(lambda bending: fitted(best, last, bending, None), other_bendings, device)
     return [
         (f"coarse at bending {bending:g}", ShiftField((fit.stage,)))
         for bending, fit in zip(settings.coarse_bending, [best, *others], strict=True)
@@ -239,14 +245,15 @@ def fine_search(
         2 * settings.fine_voxel_mm, settings,
     )  # fmt: skip
     residual = None if landmarks is None else landmarks_beyond(coarse, landmarks)
-    found = []
-    for bending in settings.fine_bending:
+
+    def refined(bending: float) -> tuple[str, ShiftField]:
         fit = fit_shifts(
             table, (settings.fine_spacing_mm,), bending, settings, settings.fine_iterations,
             landmarks=residual, landmark_weight=settings.landmark_weight_fine,
         )  # fmt: skip
-        found.append((f"fine at bending {bending:g}", coarse.then(fit.stage)))
-    return found
+        return f"fine at bending {bending:g}", coarse.then(fit.stage)
+
+    return parallel.each(refined, settings.fine_bending, table.cost.device)
 
 
 def landmarks_beyond(field: ShiftField, landmarks: FrameLandmarks) -> FrameLandmarks:

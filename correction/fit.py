@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy import optimize
 from torch import Tensor
 
 from correction import spline
@@ -180,22 +183,22 @@ def _on_controls(coefficients: Tensor, source: Lattice, target: Lattice) -> Tens
 
 
 def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Tensor, float]:
-    """L-BFGS with strong Wolfe line search from `start`; the minimiser and its value."""
-    parameter = start.detach().clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS(
-        [parameter],
-        max_iter=iterations,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_change=1e-7,
-    )
+    """L-BFGS with strong Wolfe line search from `start`; the minimiser and its value.
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = objective(parameter)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    SciPy's: the first optimiser of torch in a process imports its compiler, for three seconds.
+    """
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return parameter.detach(), float(objective(parameter))
+    def value_and_slope(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        parameters = torch.from_numpy(flat).to(start).reshape(start.shape).requires_grad_(True)
+        value = objective(parameters)
+        (slope,) = torch.autograd.grad(value, parameters)
+        return float(value.detach()), slope.detach().cpu().double().numpy().ravel()
+
+    first = start.detach().cpu().double().numpy().ravel()
+    if iterations == 0:
+        return start.detach().clone(), value_and_slope(first)[0]
+    found = optimize.minimize(
+        value_and_slope, first, jac=True, method="L-BFGS-B",
+        options={"maxiter": iterations, "maxfun": 4 * iterations, "ftol": 1e-7, "gtol": 1e-7},
+    )  # fmt: skip
+    return torch.from_numpy(found.x).to(start).reshape(start.shape), float(found.fun)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from correction import preprocess
+from correction import parallel, preprocess
 from correction.errors import SettingsError
 from correction.grid import Frame, Grid
 from correction.landmarks import contrast, matchers, mind_blocks, views
@@ -42,7 +42,6 @@ class Slicing:
     trial_slices: int = 3  # of each view, to see which contrast matches
     most_anisotropy: float = 4.0  # slices further apart than that many pixels make no view across them
     fewest_pixels: int = 64
-    batch: int = 4
 
 
 def find_landmarks(
@@ -82,7 +81,7 @@ def find_landmarks(
         trial = _trial(stack, slicing)
         rest = [plane for plane in stack if not any(plane is one for one in trial)]
         offset_mm = agreed.off_axis_mm[axis] if one_axis else 0.0
-        parts.append(pair.match(chosen, rest, tone, slicing, offset_mm))
+        parts.append(pair.match(chosen, rest, tone, offset_mm))
     found = _joined(parts, f"{chosen.name}, reference {tone.name}")
     return replace(found, weight_files=dict(chosen.weights))
 
@@ -154,28 +153,25 @@ class _Pair:
         return planes if planes and min(planes[0].shape) >= slicing.fewest_pixels else []
 
     def match(
-        self, matcher: Matcher, planes: Sequence[Plane], tone: Tone, slicing: Slicing, offset_mm: float = 0.0
+        self, matcher: Matcher, planes: Sequence[Plane], tone: Tone, offset_mm: float = 0.0
     ) -> Landmarks:
-        """Landmarks of parallel planes of one shape, in patient space.
+        """Landmarks of slices, in patient space and in the order of the slices.
 
         offset_mm: how much farther along its slice axis the b = 0 shows what the reference shows. The
         reference is sliced that much before, so that both slices hold the same tissue; its landmarks
         are still written into the b = 0's slice, whose distortion they tell.
         """
-        parts = []
-        for start in range(0, len(planes), slicing.batch):
-            some = planes[start : start + slicing.batch]
-            same_tissue = [one.moved(-offset_mm) for one in some]
-            found = matcher.match(self.reference.draw(same_tissue, tone), self.b0.draw(some, AS_IS))
-            parts += [
-                Landmarks(
-                    plane.to_lps(matches.fixed.double().numpy()),
-                    plane.to_lps(matches.moving.double().numpy()),
-                    matches.score.double().numpy(),
-                )
-                for plane, matches in zip(some, found, strict=True)
-            ]
-        return _joined(parts, matcher.name)
+
+        def matched(one: Plane) -> Landmarks:
+            same_tissue = self.reference.draw([one.moved(-offset_mm)], tone)
+            found = matcher.match(same_tissue, self.b0.draw([one], AS_IS))[0]
+            return Landmarks(
+                one.to_lps(found.fixed.double().numpy()),
+                one.to_lps(found.moving.double().numpy()),
+                found.score.double().numpy(),
+            )
+
+        return _joined(parallel.each(matched, planes, matcher.device), matcher.name)
 
 
 def _trial(stack: Stack, slicing: Slicing) -> Stack:
@@ -194,8 +190,8 @@ def _tone(
     """
 
     def tried(tone: Tone) -> tuple[int, Tone, Landmarks, Consensus]:
-        trial = [pair.match(matcher, _trial(stack, slicing), tone, slicing) for stack in stacks]
-        found = _joined(trial, matcher.name)
+        trial = [one for stack in stacks for one in _trial(stack, slicing)]
+        found = pair.match(matcher, trial, tone)
         agreed = agree(found, pair.frame, pair.grid, pair.heads, one_axis)
         crowd = agreed.dropped.get("crowded", 0) + agreed.dropped.get("too few left", 0)
         return agreed.count + crowd, tone, found, agreed

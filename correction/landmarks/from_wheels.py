@@ -27,7 +27,7 @@ class XFeatLighterGlue:
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
         """Raises WeightsError."""
-        self._device = device
+        self.device = device
         self._extract = kornia_features().XFeat(top_k=MOST_KEYPOINTS)
         extractor, glue = (weights.read(f, weights_dir) for f in (weights.XFEAT, weights.LIGHTERGLUE))
         self.weights = {weights.XFEAT.name: extractor.sha256, weights.LIGHTERGLUE.name: glue.sha256}
@@ -44,12 +44,12 @@ class XFeatLighterGlue:
         sizes = padding(fixed, 32)
         features = []
         for images in (fixed, moving):
-            padded = functional.pad(images.to(self._device), sizes)
+            padded = functional.pad(images.to(self.device), sizes)
             found = self._extract.detectAndCompute(padded[:, None])
             features.append(
                 [seen(f["keypoints"], f["descriptors"], one) for f, one in zip(found, images, strict=True)]
             )
-        return glued(self._glue, features[0], features[1], fixed.shape[-2:], self._device)
+        return glued(self._glue, features[0], features[1], fixed.shape[-2:], self.device)
 
 
 class DiskLightGlue:
@@ -59,7 +59,7 @@ class DiskLightGlue:
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
         """Raises WeightsError."""
-        self._device = device
+        self.device = device
         self._extract = kornia_features().DISK()
         extractor, glue = (weights.read(f, weights_dir) for f in (weights.DISK, weights.DISK_LIGHTGLUE))
         self.weights = {weights.DISK.name: extractor.sha256, weights.DISK_LIGHTGLUE.name: glue.sha256}
@@ -72,10 +72,10 @@ class DiskLightGlue:
         sizes = padding(fixed, 16)
         features = []
         for images in (fixed, moving):
-            padded = functional.pad(images.to(self._device), sizes)
+            padded = functional.pad(images.to(self.device), sizes)
             # one at a time: the U-Net's maps of a batch would take gigabytes
             found = [self._extract(one.expand(1, 3, -1, -1), n=MOST_KEYPOINTS)[0] for one in padded]
             features.append(
                 [seen(f.keypoints, f.descriptors, one) for f, one in zip(found, images, strict=True)]
             )
-        return glued(self._glue, features[0], features[1], fixed.shape[-2:], self._device)
+        return glued(self._glue, features[0], features[1], fixed.shape[-2:], self.device)

@@ -35,7 +35,7 @@ class MinimaLoFTR:
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
         """Raises WeightsError."""
-        self._device = device
+        self.device = device
         loftr = kornia_features().loftr.loftr
         config = deepcopy(loftr.default_cfg)
         config["coarse"]["temp_bug_fix"] = True  # as it was trained; kornia's default is the older form
@@ -52,7 +52,7 @@ class MinimaLoFTR:
         out = []
         # one pair at a time: every cell is compared with every other
         for one, other in zip(fixed, moving, strict=True):
-            pair = [functional.pad(image.to(self._device), sizes)[None, None] for image in (one, other)]
+            pair = [functional.pad(image.to(self.device), sizes)[None, None] for image in (one, other)]
             found = self._net({"image0": pair[0], "image1": pair[1]})
             first, second = (found[f"keypoints{k}"].float().cpu() - _HALF_PIXEL for k in (0, 1))
             kept = lit(first, one.cpu()) & lit(second, other.cpu())
@@ -67,7 +67,7 @@ class MinimaLightGlue:
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
         """Raises WeightsError."""
-        self._device = device
+        self.device = device
         files = (weights.SUPERPOINT, weights.MINIMA_LIGHTGLUE)
         extractor, glue = (weights.read(file, weights_dir) for file in files)
         self.weights = {files[0].name: extractor.sha256, files[1].name: glue.sha256}
@@ -83,9 +83,9 @@ class MinimaLightGlue:
         sizes = padding(fixed, superpoint.CELL)
         features = []
         for images in (fixed, moving):
-            padded = functional.pad(images.to(self._device), sizes)
+            padded = functional.pad(images.to(self.device), sizes)
             found = superpoint.features(self._extract, padded, MOST_KEYPOINTS)
             features.append(
                 [seen(f.keypoints, f.descriptors, one) for f, one in zip(found, images, strict=True)]
             )
-        return glued(self._glue, features[0], features[1], fixed.shape[-2:], self._device)
+        return glued(self._glue, features[0], features[1], fixed.shape[-2:], self.device)

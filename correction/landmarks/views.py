@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +109,10 @@ class Pictures:
         """(B, rows, columns) in the volume's unit, 0 where the mask `where` is False. Planes of one shape."""
         out = np.zeros((len(planes), *planes[0].shape), dtype=np.float32)
         for number, (one, wanted) in enumerate(zip(planes, where.cpu().numpy(), strict=True)):
+            straight = _Straight.of(self.volume, one)
+            if straight is not None:
+                out[number] = straight.picture(torch.from_numpy(self.coefficients), 3).numpy() * wanted
+                continue
             index = _index(self.volume, one)[:, wanted]
             out[number][wanted] = ndimage.map_coordinates(
                 self.coefficients, index, order=3, prefilter=False, mode="mirror"
@@ -121,6 +126,10 @@ def smooth_pictures(volume: Volume, planes: Sequence[Plane]) -> Tensor:
     sizes = np.asarray(volume.shape).reshape(3, 1, 1)
     data = volume.data.cpu()
     for one in planes:
+        straight = _Straight.of(volume, one)
+        if straight is not None:
+            out.append(straight.picture(data, 1) * straight.inside())
+            continue
         index = _index(volume, one)
         inside = ((index >= -0.5) & (index <= sizes - 0.5)).all(axis=0)
         out.append(sample(data, torch.from_numpy(index)) * torch.from_numpy(inside))
@@ -132,6 +141,73 @@ def inside(volume: Volume, planes: Sequence[Plane]) -> Tensor:
     sizes = np.asarray(volume.shape).reshape(3, 1, 1)
     index = [_index(volume, one) for one in planes]
     return torch.from_numpy(np.stack([((i >= -0.5) & (i <= sizes - 0.5)).all(axis=0) for i in index]))
+
+
+_ASKEW = 1e-6  # voxels a pixel: less is the rounding of an affine
+
+
+@dataclass(frozen=True, slots=True)
+class _Straight:
+    """A plane along the axes of a volume: of (Z, Y, X) one runs with its rows, one with its columns.
+
+    rows, columns, across: the volume's axes that run with them, and the one across. first, step: voxel index
+    of the first pixel along (Z, Y, X), and its change from pixel to pixel. shape: of the picture, sizes: of
+    the volume.
+    """
+
+    rows: int
+    columns: int
+    across: int
+    first: tuple[float, float, float]
+    step: tuple[float, float, float]
+    shape: tuple[int, int]
+    sizes: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, volume: Volume, one: Plane) -> _Straight | None:
+        """None where the plane lies askew in the volume."""
+        corners = one.to_lps(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+        origin, below, right = voxels_from_lps(volume, corners)
+        moves = np.abs(np.stack([below - origin, right - origin])) > _ASKEW
+        if not (moves.sum(axis=1) == 1).all() or moves.any(axis=0).sum() != 2:
+            return None
+        rows, columns = (int(axis) for axis in moves.argmax(axis=1))
+        # rounded: slices of one stack then share their weights
+        a, b, c = (round(float(at), 6) for at in origin)
+        da, db, dc = (round(float(by), 9) for by in (below - origin) + (right - origin))
+        return cls(rows, columns, 3 - rows - columns, (a, b, c), (da, db, dc), one.shape, volume.shape)
+
+    def picture(self, coefficients: Tensor, order: int) -> Tensor:
+        """(rows, columns) of the spline of that order with the coefficients (Z, Y, X)."""
+        slab = torch.tensordot(self._weights(self.across, 1, order)[0], coefficients, ([0], [self.across]))
+        if self.rows > self.columns:
+            slab = slab.T
+        right = self._weights(self.columns, self.shape[1], order).T
+        picture: Tensor = self._weights(self.rows, self.shape[0], order) @ slab @ right
+        return picture
+
+    def _weights(self, axis: int, count: int, order: int) -> Tensor:
+        return _weights(self.first[axis], self.step[axis], count, self.sizes[axis], order)
+
+    def inside(self) -> Tensor:
+        """(rows, columns) bool: inside the volume's field of view."""
+        seen = []
+        for axis, count in ((self.rows, self.shape[0]), (self.columns, self.shape[1]), (self.across, 1)):
+            at = self.first[axis] + self.step[axis] * torch.arange(count, dtype=torch.float64)
+            seen.append((at >= -0.5) & (at <= self.sizes[axis] - 0.5))
+        return seen[0][:, None] & seen[1][None, :] & seen[2][0]
+
+
+@lru_cache(maxsize=64)
+def _weights(first: float, step: float, count: int, size: int, order: int) -> Tensor:
+    """(count, size) weights of the voxels of a line at first, first + step, …: 3 cubic spline, 1 linear."""
+    at = (first + step * np.arange(count))[None]
+    mode = "mirror" if order == 3 else "nearest"
+    each = [
+        ndimage.map_coordinates(unit, at, order=order, prefilter=False, mode=mode)
+        for unit in np.eye(size, dtype=np.float32)
+    ]
+    return torch.from_numpy(np.stack(each, axis=1))
 
 
 def _index(volume: Volume, one: Plane) -> npt.NDArray[np.float32]:

@@ -77,7 +77,7 @@ def test_landmarks_of_each_view_are_lifted_to_where_they_lie(letter: str, view: 
     pair = finding._Pair.of(b0, reference, frame, SLICING)
     stack = pair.stack(view, SLICING)
     matcher = finding.matchers.matcher("xfeat-lighterglue")
-    found = pair.match(matcher, stack, AS_IS, SLICING)
+    found = pair.match(matcher, stack, AS_IS)
     error = _errors(found, b0, shift, letter)
     assert len(found) > 60
     assert np.median(error) < 0.9
@@ -142,7 +142,7 @@ def test_slices_of_a_reference_that_lies_elsewhere_hold_the_same_tissue() -> Non
     pair = finding._Pair.of(b0, Volume(reference.data, affine), frame, SLICING)
     matcher = finding.matchers.matcher("xfeat-lighterglue")
     trial = finding._trial(pair.stack(0, SLICING), SLICING)
-    as_they_lie, as_it_was = (pair.match(matcher, trial, AS_IS, SLICING, mm) for mm in (0.0, 4.0))
+    as_they_lie, as_it_was = (pair.match(matcher, trial, AS_IS, mm) for mm in (0.0, 4.0))
     assert len(as_it_was) > 2 * len(as_they_lie)
     off_axis = frame.points_from_lps(as_it_was.moving_mm) - frame.points_from_lps(as_it_was.fixed_mm)
     assert np.abs(off_axis[:, 0]).max() < 1e-6, "the slice is the b = 0's"
