@@ -85,6 +85,15 @@ def test_a_correction_is_handed_over_and_its_refusal_comes_back(local: Workers, 
     assert not local.running()
 
 
+def test_a_worker_keeps_the_memory_of_one_tensor_for_the_next(local: Workers) -> None:
+    """Dask would have glibc give it back each time: more seconds of page faults than of computation."""
+    assert eventually(lambda: local.free() == 1)
+    environments = [process.environ() for process in worker_processes()]
+    inherited = os.environ.get("MALLOC_TRIM_THRESHOLD_")
+    assert environments
+    assert all(one.get("MALLOC_TRIM_THRESHOLD_") == inherited for one in environments)
+
+
 def test_a_worker_that_is_killed_gives_its_job_back_and_another_takes_its_place(
     local: Workers, tmp_path: Path
 ) -> None:
