@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 
 import numpy as np
 from highdicom.sr import CodedConcept
@@ -21,7 +20,7 @@ from dicom_node.companions.finished import Array, Finished
 from dicom_node.derive.instance_file import put
 from dicom_node.derive.instances import Images, put_pixels, put_window
 from dicom_node.derive.pixels import Scale
-from dicom_node.derive.places import Place
+from dicom_node.derive.places import Place, numbering
 from dicom_node.derive.provenance import DIFFUSION_ANALYSIS, ReferenceSlices
 from dicom_node.derive.series import b_values_of, places_of
 from dicom_node.derive.series_header import SeriesLabel, series_header
@@ -76,8 +75,10 @@ def adc_images(finished: Finished) -> list[Dataset]:
     headers = finished.headers
     elements = series_header(headers.first, source.facts, made_by, policy.grid, label, 0, finished.now)
     images = Images(source, label.uid, ONE_TO_ONE, elements, ReferenceSlices.of(made_by), headers)
+    lowest = source.arrangement.volumes[shells[0].volumes[0]]
+    (numbers,) = numbering([lowest], finished.stack)
     made = []
-    for number, place, stored in zip(count(1), _places(finished, shells), ONE_TO_ONE.stored(adc)):
+    for number, place, stored in zip(numbers, _places(finished, shells), ONE_TO_ONE.stored(adc), strict=True):
         image = images.image(place, number, IMAGE_TYPE)
         put_window(image, WINDOW)
         put_pixels(image, stored, ONE_TO_ONE)

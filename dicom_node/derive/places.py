@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import TypeVar
 
 import numpy as np
@@ -38,6 +38,29 @@ def source_key(frame: FrameFacts) -> str:
 def own_places(volume: VolumeFacts) -> list[Place]:
     """On the diffusion series' own grid: a slice for each of its slices."""
     return [Place(frame, None, (frame,), source_key(frame)) for frame in volume.frames]
+
+
+def numbering(volumes: Sequence[VolumeFacts], stack: Sequence[FrameFacts] | None) -> list[list[int]]:
+    """InstanceNumbers 1…N of a series: for each of its volumes those of its slices along +s.
+
+    In the order in which the source counts its own slices, so that both series scroll in step; scanners
+    count from head to feet too, and slice by slice through all volumes. Volume by volume along +s where the
+    source's numbers repeat or jump about, and on the grid of the reference (`stack`).
+    """
+    if stack is None:
+        order = [[_counted(frame) for frame in volume.frames] for volume in volumes]
+        told = sorted(key for volume in order for key in volume)
+        rank = {key: number for number, key in enumerate(told, start=1)}
+        in_space = all(volume in (sorted(volume), sorted(volume, reverse=True)) for volume in order)
+        if in_space and len(rank) == len(told):
+            return [[rank[key] for key in volume] for volume in order]
+    slices = [len(volume.frames if stack is None else stack) for volume in volumes]
+    starts = accumulate(slices, initial=1)
+    return [list(range(start, start + length)) for start, length in zip(starts, slices, strict=False)]
+
+
+def _counted(frame: FrameFacts) -> tuple[int, int]:
+    return frame.instance_number or 0, frame.frame if frame.frame is not None else frame.tile or 0
 
 
 def reference_places(volume: VolumeFacts, stack: Sequence[FrameFacts]) -> list[Place]:

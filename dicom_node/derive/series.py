@@ -25,7 +25,7 @@ from dicom_node.derive.instances import (
     scale_of,
 )
 from dicom_node.derive.pixels import Array
-from dicom_node.derive.places import Place, own_places, reference_places
+from dicom_node.derive.places import Place, numbering, own_places, reference_places
 from dicom_node.derive.policy import DerivePolicy, OutputGrid
 from dicom_node.derive.provenance import Provenance, ReferenceSlices
 from dicom_node.derive.series_header import SeriesLabel, series_header, series_numbers
@@ -70,13 +70,13 @@ def derive(
     out: Path,
     now: datetime,
 ) -> list[Written]:
-    """Write the derived series into the folder `out`, behind what lies there, in InstanceNumber order.
+    """Write the derived series into the folder `out`, behind what lies there, volume by volume along +s.
 
     corrected: (V, Z, Y, X) real-world values on the output's grid: that of `source`, or with
     `policy.grid` reference that of the stack which `load.reference_stack` finds. Maps among the volumes are
-    left out: a warped map is no measurement. InstanceNumbers run through the volumes in source order, within
-    a volume along +s. Raises headers.Unreadable when a source file has gone or a volume has no b-value,
-    ValueError when the shapes differ.
+    left out: a warped map is no measurement. InstanceNumbers are in the order of the source's.
+    Raises headers.Unreadable when a source file has gone or a volume has no b-value, ValueError when the
+    shapes differ.
     """
     stack = reference_stack(made_by.reference).frames if policy.grid is OutputGrid.REFERENCE else None
     _check_shape(corrected, source, stack)
@@ -92,11 +92,12 @@ def derive(
     for part in _parts(source, shells, made_by, policy):
         elements = series_header(headers.first, source.facts, made_by, policy.grid, part.label, clipped, now)
         images = Images(source, part.label.uid, scale, elements, reference, headers)
-        numbers = count(1)
+        numbers = iter(numbering([source.arrangement.volumes[index] for index in part.volumes], stack))
         for index in part.volumes:
             volume = source.arrangement.volumes[index]
-            for place, stored in zip(places_of(volume, stack), scale.stored(corrected[index]), strict=True):
-                instance = images.image(place, next(numbers), image_type_of(volume))
+            slices = zip(places_of(volume, stack), next(numbers), scale.stored(corrected[index]), strict=True)
+            for place, number, stored in slices:
+                instance = images.image(place, number, image_type_of(volume))
                 put_diffusion(instance, volume, source.facts.vendor)
                 put_window(instance, windows[index])
                 put_pixels(instance, stored, scale)
@@ -109,9 +110,9 @@ def places_of(volume: VolumeFacts, stack: Sequence[FrameFacts] | None) -> list[P
     return own_places(volume) if stack is None else reference_places(volume, stack)
 
 
-def next_paths(out: Path) -> Iterator[Path]:
+def next_paths(out: Path, prefix: str = "") -> Iterator[Path]:
     """Names for further objects in `out`, in the order of those that lie there."""
-    return (out / f"{number:05d}.dcm" for number in count(1 + len(list(out.glob("*.dcm")))))
+    return (out / f"{prefix}{number:05d}.dcm" for number in count(1 + len(list(out.glob("*.dcm")))))
 
 
 def write(instance: Dataset, path: Path) -> Written:

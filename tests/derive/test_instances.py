@@ -103,6 +103,27 @@ def test_instance_numbers_run_through_volumes_and_along_the_slice_normal(bench: 
         assert heights[start : start + 4] == sorted(heights[start : start + 4])
 
 
+@pytest.mark.parametrize(
+    ("counted", "numbers"),
+    [
+        (lambda volume, z: 4 * volume + 4 - z, [4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13]),
+        (lambda volume, z: 100 + 10 * z + volume, [1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 4, 8, 12, 16]),
+        (lambda volume, z: 4 * volume + (0, 2, 1, 3)[z], list(range(1, 17))),
+        (lambda volume, z: z, list(range(1, 17))),
+    ],
+    ids=["head to feet", "slice by slice, with gaps", "order of excitation", "repeating"],
+)
+def test_derived_and_source_scroll_in_step_where_the_source_counts_in_space(
+    bench_of: BenchOf, counted: Callable[[int, int], int], numbers: list[int]
+) -> None:
+    def count(dataset: Dataset, index: int) -> None:
+        dataset.InstanceNumber = counted(*divmod(index, 4))
+
+    derived = bench_of(count).derive()
+
+    assert [instance.InstanceNumber for instance in derived] == numbers
+
+
 def test_the_node_knows_the_derived_series_as_its_own(bench: Bench) -> None:
     bench.derive()
 
