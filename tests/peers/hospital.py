@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,11 @@ class Orthanc:
         assert isinstance(found, list)
         return found
 
+    def store(self, paths: Iterable[Path]) -> None:
+        """Put files in, past the network."""
+        for path in paths:
+            self.http.post("/instances", content=path.read_bytes()).raise_for_status()
+
     def download(self, series: dict[str, Any], folder: Path) -> list[Path]:
         """The instances of a series as files."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +73,7 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path, node_port: int = 0) -> Iterator[Orthanc]:
+def orthanc(folder: Path, node_port: int = 0, plugins: Sequence[Path] = ()) -> Iterator[Orthanc]:
     """An empty Orthanc on loopback. node_port: where it calls the node back, to commit to what it stored."""
     needed("Orthanc")
     dicom_port, http_port = free_ports(2)
@@ -88,6 +93,8 @@ def orthanc(folder: Path, node_port: int = 0) -> Iterator[Orthanc]:
                 "DicomCheckCalledAet": True,
                 "OverwriteInstances": False,
                 "DicomModalities": {"node": [NODE_AE, "127.0.0.1", node_port]} if node_port else {},
+                "Plugins": [str(plugin) for plugin in plugins],
+                "WebViewer": {"CachePath": str(folder / "viewer")},
             }
         )
     )
