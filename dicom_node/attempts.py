@@ -29,7 +29,13 @@ def retry_delay_s(attempts: int, jitter: float) -> float:
 
 def why_not_complete(result: StoreResult) -> Reason:
     """The reason of an attempt that did not bring everything across."""
+    transient = result.problem is not None and result.problem.transient
+    return reason(Code.UNREACHABLE if transient else Code.REFUSED, said(result))
+
+
+def said(result: StoreResult) -> str:
+    """What the destination said when not everything came across; of many different answers the first few."""
     if result.problem is not None:
-        code = Code.UNREACHABLE if result.problem.transient else Code.REFUSED
-        return reason(code, result.problem.text)
-    return reason(Code.REFUSED, result.refused[0].text if result.refused else "it gave no status")
+        return result.problem.text
+    answers = list(dict.fromkeys(one.text for one in result.refused))
+    return "; ".join(answers[:3]) or "it gave no status"

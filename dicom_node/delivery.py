@@ -17,8 +17,9 @@ from typing import Protocol
 from pydicom.uid import generate_uid
 
 from dicom_node import commitment
-from dicom_node.attempts import DAY_S, REFUSED_ATTEMPTS, Store, retry_delay_s, why_not_complete
+from dicom_node.attempts import DAY_S, REFUSED_ATTEMPTS, Store, retry_delay_s, said, why_not_complete
 from dicom_node.commitment import Answer, Asked, OnAnswer, Requests
+from dicom_node.derive.instance_file import COMPANION
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
 from dicom_node.records import Delivery, Job
@@ -26,7 +27,7 @@ from dicom_node.rejection_notes import RejectionNotes
 from dicom_node.scu import EchoResult, Peer, StoreResult, echo, identify, store
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState, JobState
-from rules.reasons import Code, reason
+from rules.reasons import Code, Reason, reason
 
 POLL_S = 0.5
 ECHO_EVERY_S = 60.0
@@ -109,12 +110,17 @@ class DeliveryLoop:
         self.problem = result.problem.text if result and result.problem else None
         bound = log.bind(job=job.id, destination=self.name, attempts=attempts)
         if result is None or result.complete:
-            commits = self._commitment_timeout_s is not None
-            self._ledger.change_delivery(delivery, DeliveryState.SENT, commitment=commits)
+            self._sent(delivery)
             bound.info("delivery sent", instances=len(result.statuses) if result else 0)
-        else:
-            self._again_or_failed(delivery, attempts, result)
+        elif (ended := self._again_or_not(delivery, attempts, result)) is None:
             bound.warning("delivery not complete", count=_missing(result))
+        elif self._has_images(delivery, files):
+            # a picture or a record that an archive does not take must not keep the images from counting
+            self._sent(delivery, reason(Code.COMPANION_REFUSED, said(result)))
+            bound.warning("delivery sent without its companions", count=_missing(result))
+        else:
+            self._ledger.change_delivery(delivery, DeliveryState.FAILED, ended)
+            bound.warning("delivery failed", count=_missing(result))
         return True
 
     def withdraw_one(self) -> bool:
@@ -141,18 +147,26 @@ class DeliveryLoop:
             ),
         )
 
-    def _again_or_failed(self, delivery: Delivery, attempts: int, result: StoreResult) -> None:
+    def _again_or_not(self, delivery: Delivery, attempts: int, result: StoreResult) -> Reason | None:
+        """Set the time of the next attempt and return None, or why there will be none."""
         now = self._clock()
         why = why_not_complete(result)
-        permanent = why.code is Code.REFUSED and attempts >= REFUSED_ATTEMPTS
         delay_s = retry_delay_s(attempts, self._random.uniform(-1, 1))
-        if permanent:
-            self._ledger.change_delivery(delivery, DeliveryState.FAILED, why)
-        elif now + delay_s > delivery.since + self._give_up_s:
-            given_up = reason(Code.GAVE_UP, f"{self._give_up_s / DAY_S:g} days; last: {why.text}")
-            self._ledger.change_delivery(delivery, DeliveryState.FAILED, given_up)
-        else:
-            self._ledger.change_delivery(delivery, DeliveryState.PENDING, why, next_attempt_at=now + delay_s)
+        if why.code is Code.REFUSED and attempts >= REFUSED_ATTEMPTS:
+            return why
+        if now + delay_s > delivery.since + self._give_up_s:
+            return reason(Code.GAVE_UP, f"{self._give_up_s / DAY_S:g} days; last: {why.text}")
+        self._ledger.change_delivery(delivery, DeliveryState.PENDING, why, next_attempt_at=now + delay_s)
+        return None
+
+    def _sent(self, delivery: Delivery, why: Reason | None = None) -> None:
+        commits = self._commitment_timeout_s is not None
+        self._ledger.change_delivery(delivery, DeliveryState.SENT, why, commitment=commits)
+
+    def _has_images(self, delivery: Delivery, files: Sequence[Path]) -> bool:
+        """Whether the destination has every image of the corrected series; companions do not count."""
+        images = {_key(path) for path in files if not path.name.startswith(COMPANION)}
+        return bool(images) and images <= self._ledger.stored(delivery)
 
     # ---------------------------------------------------------------- commitment
 

@@ -104,6 +104,8 @@ class DeliveryLedger(LedgerCore):
             if commitment:
                 changes |= {"commitment": 1, "next_attempt_at": self._clock(), "since": self._clock()}
             self._move_delivery(db, delivery, to, why, changes)
+            if to is DeliveryState.SENT and why is not None:  # a note that stays, whatever comes after it
+                self.event(db, f"job/{job.id}", job.state, job.state, why)
             self._settle_job(db, job)
             return True
 

@@ -37,6 +37,7 @@ class Code(StrEnum):
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
     GAVE_UP = "gave-up"
+    COMPANION_REFUSED = "companion-refused"
     NOT_COMMITTED = "not-committed"
     DESTINATION_GONE = "destination-gone"
     # change of circumstances
@@ -80,6 +81,9 @@ SENTENCES: dict[Code, str] = {
     Code.UNREACHABLE: "the destination could not be reached: {detail}",
     Code.REFUSED: "the destination refused the images: {detail}",
     Code.GAVE_UP: "the destination did not take the images within {detail}",
+    Code.COMPANION_REFUSED: (
+        "the destination has every corrected image, but did not take all that goes with them: {detail}"
+    ),
     Code.NOT_COMMITTED: "the destination does not confirm that it keeps the images: {detail}",
     Code.DESTINATION_GONE: "the destination {detail} is no longer in delivery.to",
     Code.NEW_REVISION: "more images of this series arrived: {detail}",

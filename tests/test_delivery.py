@@ -34,13 +34,15 @@ class Pacs:
     def __init__(self) -> None:
         self.arrived: list[str] = []
         self.takes = 10_000
+        self.refuses: frozenset[str] = frozenset()
         self.outcome = Outcome.STORED
         self.problem: Problem | None = None
 
     def __call__(self, _peer: Peer, files: Sequence[Path], on_status: OnStatus) -> StoreResult:
         statuses = []
         for path in files[: self.takes]:
-            status = StoreStatus(path, "1.2.3", self.outcome, 0, "said so")
+            outcome = Outcome.PERMANENT if path.name in self.refuses else self.outcome
+            status = StoreStatus(path, "1.2.3", outcome, 0, "said so")
             if status.outcome.arrived:
                 self.arrived.append(path.name)
             on_status(status)
@@ -152,6 +154,62 @@ def test_a_refusal_is_tried_three_times_and_then_ends_with_its_reason(
         assert sender.deliver_one()
         clock.now += 3600
     assert not sender.deliver_one()
+    assert (ledger.job(job).state, ledger.job(job).reason_code) == (JobState.FAILED, "refused")
+
+
+PICTURE = "companion-00004.dcm"
+
+
+def with_picture(spool: Spool) -> None:
+    (spool.result_dir(RESULT) / "derived" / PICTURE).write_bytes(b"x")
+
+
+def test_a_companion_that_is_refused_leaves_the_series_delivered_and_is_noted(
+    ledger: Ledger, spool: Spool, job: int, clock: Clock
+) -> None:
+    with_picture(spool)
+    pacs = Pacs()
+    pacs.refuses = frozenset({PICTURE})
+    sender = loop(ledger, spool, pacs, clock)
+    for _ in range(3):
+        assert sender.deliver_one()
+        clock.now += 3600
+    assert pacs.arrived == ["00000.dcm", "00001.dcm", "00002.dcm"]  # each once, before the picture
+    assert not sender.deliver_one()
+    assert (ledger.job(job).state, ledger.job(job).reason_code) == (JobState.SENT, None)
+    (delivery,) = ledger.deliveries(job)
+    assert (delivery.state, delivery.reason_code) == (DeliveryState.SENT, "companion-refused")
+    notes = [event.text for event in ledger.events(f"job/{job}") if event.code == "companion-refused"]
+    assert len(notes) == 1
+    assert "said so" in (notes[0] or "")
+
+
+def test_a_companion_on_which_an_archive_always_breaks_off_leaves_the_series_delivered(
+    ledger: Ledger, spool: Spool, job: int, clock: Clock
+) -> None:
+    with_picture(spool)
+    pacs = Pacs()
+    pacs.takes, pacs.problem = 3, Problem("the association was aborted", transient=True)
+    sender = loop(ledger, spool, pacs, clock)
+    sender.deliver_one()
+    assert ledger.job(job).state is JobState.SENDING
+    clock.now += 7 * DAY_S
+    pacs.takes = 0
+    sender.deliver_one()
+    assert ledger.job(job).state is JobState.SENT
+    assert ledger.deliveries(job)[0].reason_code == "companion-refused"
+
+
+def test_a_refused_image_fails_the_delivery_whatever_becomes_of_its_companions(
+    ledger: Ledger, spool: Spool, job: int, clock: Clock
+) -> None:
+    with_picture(spool)
+    pacs = Pacs()
+    pacs.refuses = frozenset({"00001.dcm", PICTURE})
+    sender = loop(ledger, spool, pacs, clock)
+    for _ in range(3):
+        sender.deliver_one()
+        clock.now += 3600
     assert (ledger.job(job).state, ledger.job(job).reason_code) == (JobState.FAILED, "refused")
 
 

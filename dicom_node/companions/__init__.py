@@ -12,14 +12,15 @@ from dicom_node.companions.finished import Finished
 from dicom_node.companions.picture import qc_capture
 from dicom_node.companions.quality_record import quality_record
 from dicom_node.companions.registration import registration
+from dicom_node.derive.instance_file import COMPANION
 from dicom_node.derive.series import Written, next_paths, write
 
 __all__ = ["Finished", "write_companions"]
 
 
 def write_companions(finished: Finished, out: Path) -> list[Written]:
-    """Write what `finished.policy.companions` asks for into `out`, behind what lies there."""
-    paths = next_paths(out)
+    """Write what `finished.policy.companions` asks for into `out`, behind the images that lie there."""
+    paths = next_paths(out, COMPANION)
     return [write(made, next(paths)) for made in _companions(finished)]
 
 

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 ITEM = b"\xfe\xff\x00\xe0"  # the tag of an item (PS3.5 §7.5.1)
+COMPANION = "companion-"  # begins the file names of companions: behind the images, and told from them
 
 
 def read_header(path: Path, only: list[str] | None = None) -> Dataset:
