@@ -24,6 +24,7 @@ EDGE_STRONG_PERCENTILE = 90.0  # of the gradient inside the picture: one pixel i
 EDGE_WEAK_SHARE = 0.45  # hysteresis: an edge goes on where it is this strong
 PIXEL_MM = 0.75  # display pixels; EPI voxels are too coarse to draw lines on
 EDGE_COLOUR = (1.0, 0.83, 0.1)
+GAMMA = 0.6  # of the grey scale: beside a full bladder or CSF, other tissue would be black
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,12 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     turn = _Turn(order, flips)
     before, after = turn(images.before.data.cpu().numpy()), turn(images.after.data.cpu().numpy())
     reference = turn(images.reference.data.cpu().numpy())
-    weight = turn(images.shift_mm * images.mask)
     mask = turn(images.mask.astype(np.float32)) > 0
-    window = (0.0, float(np.percentile(before[mask], 99.5)) if mask.any() else float(before.max()) or 1.0)
+    white = float(np.percentile(before[mask], 99.5)) if mask.any() else 0.0
+    before, after = (_grey(volume, white or float(before.max()) or 1.0) for volume in (before, after))
+    # at the rim of the field of view, tissue may be there before the correction only, or hardly give a signal
+    seen = np.minimum(before, after) * mask
+    moved = turn(images.shift_mm) * seen * _structure(reference, spacing)
 
     # the lowest 3 % are the footnote's
     layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.96))
@@ -57,11 +61,11 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a $ in a notice is a $
     grid = figure.subplots(2, 3)
     for column, (name, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
-        index = _slice_with_largest_shift(weight, mask, axis)
+        index = _slice_with_largest_shift(moved, seen, axis)
         edges = _edges(_plane(reference, axis, index), _plane_spacing(spacing, axis))
         for row, (label, volume) in enumerate((("before", before), ("after", after))):
             picture = _resized(_plane(volume, axis, index), _plane_spacing(spacing, axis))
-            _draw(grid[row, column], picture, edges, window, f"{name}, {label}")
+            _draw(grid[row, column], picture, edges, f"{name}, {label}")
     figure.text(0.5, 0.005, footnote, color="0.8", fontsize=9, ha="center", va="bottom")
     figure.savefig(path, dpi=100, facecolor="black")
 
@@ -90,12 +94,31 @@ class _Turn:
         return np.ascontiguousarray(np.flip(turned, tuple(axis for axis in range(3) if self.flips[axis])))
 
 
-def _slice_with_largest_shift(weight: Array, mask: npt.NDArray[np.bool_], axis: int) -> int:
-    """The slice where most is moved, among those with at least half as much tissue as the fullest."""
+def _grey(volume: Array, white: float) -> Array:
+    """Real-world values as shades, 0 black … 1 white."""
+    shades: Array = np.clip(volume / np.float32(white), 0, 1) ** np.float32(GAMMA)
+    return shades
+
+
+def _structure(volume: Array, spacing: npt.NDArray[np.float64]) -> Array:
+    """How much of an edge there is at each voxel, 0 none … 1 a strong one."""
+    slopes = [np.gradient(volume, spacing[axis], axis=axis) for axis in range(3)]
+    gradient = np.sqrt(sum(slope**2 for slope in slopes))
+    strong = float(np.percentile(gradient, EDGE_STRONG_PERCENTILE)) or 1.0
+    share: Array = np.clip(gradient / strong, 0, 1).astype(np.float32)
+    return share
+
+
+def _slice_with_largest_shift(moved: Array, seen: Array, axis: int) -> int:
+    """The slice where the most edges are moved, in the middle 60 % of what there is to see along this axis.
+
+    seen: (L, P, S) shades of tissue, before and after. moved: these times structure and length of the shift.
+    """
     others = tuple(a for a in range(3) if a != axis)
-    tissue = mask.sum(axis=others)
-    moved = np.where(tissue >= 0.5 * tissue.max(), weight.sum(axis=others), -1.0)
-    return int(np.argmax(moved))
+    tissue = np.cumsum(seen.sum(axis=others, dtype=np.float64))
+    middle = (tissue >= 0.2 * tissue[-1]) & (tissue <= 0.8 * tissue[-1])
+    shift = np.where(middle, moved.sum(axis=others), -1.0)
+    return int(np.argmax(shift)) if middle.any() else len(tissue) // 2
 
 
 def _plane(volume: Array, axis: int, index: int) -> Array:
@@ -138,10 +161,8 @@ def _edges(plane: Array, spacing: tuple[float, float]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _draw(
-    axes: Axes, picture: Array, edges: npt.NDArray[np.bool_], window: tuple[float, float], title: str
-) -> None:
-    axes.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
+def _draw(axes: Axes, picture: Array, edges: npt.NDArray[np.bool_], title: str) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     overlay = np.zeros((*edges.shape, 4), dtype=np.float32)
     overlay[edges] = (*EDGE_COLOUR, 0.85)
     axes.imshow(overlay, interpolation="nearest")

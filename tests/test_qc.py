@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from quick_correction import coarse_head
 
@@ -96,6 +97,21 @@ def test_the_views_do_not_depend_on_how_the_stack_was_acquired(case: PhantomCase
     )
     straight, flipped = written(images, tmp_path / "a.png"), written(other, tmp_path / "b.png")
     assert np.abs(straight - flipped).mean() < 0.01
+
+
+def test_no_view_shows_the_black_rim_of_the_field_of_view(case: PhantomCase, tmp_path: Path) -> None:
+    """The largest shift may lie where a body leaves the field of view and the coil hears nothing."""
+    images = images_of(case)
+    z, y, x = images.before.data.shape
+    dark = torch.ones((z, y, x))
+    dark[:, :, : x // 3] = 0.01
+    before, after = (volume.with_data(volume.data * dark) for volume in (images.before, images.after))
+    shift = images.shift_mm.copy()
+    shift[:, :, : x // 3] += 20
+    edge = QcImages(images.reference, before, after, shift, images.mask)
+    for row in six(written(edge, tmp_path / "qc.png")):
+        grey = row[2][~yellow(row[2])]  # sagittal
+        assert grey.std() > 0.05
 
 
 def test_an_empty_image_still_gives_a_picture(tmp_path: Path) -> None:
