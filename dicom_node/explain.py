@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dicom_node.headers import Progress, UnreadableFile, files_below, read_series, summarise
 from rules.classify import SeriesClass, clause
+from rules.contrast import Contrast
 from rules.facts import PhaseAxis, SeriesFacts, Vec3
 from rules.pair import Candidate, Filter, NoPairing, Pairing, PairingPolicy
 from rules.rank import RANKING
@@ -266,8 +267,10 @@ def _part(title: str, study: ExplainedStudy, *actions: str) -> Iterator[_Line]:
 
 
 def _series_lines(series: ExplainedSeries, names: Mapping[str, str]) -> Iterator[_Line]:
-    kind = series.contrast if series.series_class == SeriesClass.ANATOMICAL else ""
-    yield _Line(f"{_name(series)}: {_KINDS[SeriesClass(series.series_class)]}{' ' + kind if kind else ''}", 4)
+    kind = _KINDS[SeriesClass(series.series_class)]
+    if series.series_class == SeriesClass.ANATOMICAL and series.contrast:
+        kind += ", contrast unknown" if series.contrast == Contrast.UNKNOWN else f" {series.contrast}"
+    yield _Line(f"{_name(series)}: {kind}", 4)
     if series.action == "none":
         yield _Line(_sentence(series.because), 8, "dim")
         return
@@ -285,6 +288,8 @@ def _series_lines(series: ExplainedSeries, names: Mapping[str, str]) -> Iterator
             yield _Line(f"Reference is {_name(candidate, 'series')}, {candidate.why}.", 8, "green")
         else:
             yield _Line(f"Not {_name(candidate, 'series')}: {candidate.why}.", 8)
+    if series.candidates and all(c.filter_code == Filter.NOT_ANATOMICAL for c in series.candidates):
+        return  # the reason has said that there is no anatomical series at all
     for codes, told in _ASIDE_TOLD:
         aside = sum(candidate.filter_code in codes for candidate in series.candidates)
         if aside:
@@ -304,7 +309,9 @@ _ASIDE = frozenset({Filter.NOT_ANATOMICAL}) | _OTHER_VISITS
 def _content(series: ExplainedSeries) -> str:
     parts = [series.images[:1].upper() + series.images[1:]]
     if series.b_values:
-        parts.append("b " + ", ".join(f"{'?' if b is None else f'{b:g}'} ({n})" for b, n in series.b_values))
+        parts.append(
+            ", ".join(f"{n} × b {'unknown' if b is None else f'{b:.4g}'}" for b, n in series.b_values)
+        )
     encoding = series.phase_encoding
     if series.phase_encoding_in_patient:
         encoding = f"{series.phase_encoding_in_patient} ({series.phase_encoding})"

@@ -251,19 +251,46 @@ def _not_acquired(facts: SeriesFacts) -> Classification | None:
     if made.holds:
         return _of(SeriesClass.DERIVED_MAP, made.because, made.attribute)
     if facts.sop_class_uid.startswith(_SECONDARY_CAPTURE):
-        return _of(SeriesClass.SCREENSAVE, "SOPClassUID says Secondary Capture: a picture", "SOPClassUID")
+        because = "it is a Secondary Capture: a picture, not a measurement"
+        return _of(SeriesClass.SCREENSAVE, because, "SOPClassUID")
     if facts.colour:
         return _of(SeriesClass.SCREENSAVE, "it is in colour: a picture, not a measurement", "SamplesPerPixel")
     if facts.sop_class_uid and facts.sop_class_uid not in _MR_IMAGES:
-        modality = f" but {facts.modality}" if facts.modality not in ("MR", "") else ""
-        return _of(SeriesClass.OTHER, f"SOPClassUID says that it is no MR image{modality}", "SOPClassUID")
+        return _of(SeriesClass.OTHER, f"it is no MR image{_but(facts.modality)}", "SOPClassUID")
     if facts.modality not in ("MR", ""):
-        return _of(SeriesClass.OTHER, f"Modality is {facts.modality}, not MR", "Modality")
+        return _of(SeriesClass.OTHER, f"it is no MR image{_but(facts.modality)}", "Modality")
     made = evidence.computed(facts)
     if made.holds:
         because = f"{made.because}: the scanner computed this b-value, nobody acquired it"
         return _of(SeriesClass.COMPUTED_DWI, because, made.attribute)
     return None
+
+
+# PS3.3 C.7.3.1.1.1, in words where the code is none that people say
+_MODALITIES = {
+    "PR": "a presentation state",
+    "SR": "a structured report",
+    "KO": "a key object selection",
+    "SEG": "a segmentation",
+    "REG": "a registration",
+    "DOC": "a document",
+    "OT": "another kind of image",
+    "CR": "an X-ray image",
+    "DX": "an X-ray image",
+    "XA": "an angiogram",
+    "US": "an ultrasound image",
+    "ECG": "an electrocardiogram",
+    "RTDOSE": "a radiotherapy dose",
+    "RTPLAN": "a radiotherapy plan",
+    "RTSTRUCT": "a radiotherapy structure set",
+}
+
+
+def _but(modality: str) -> str:
+    if modality in ("MR", ""):
+        return ""
+    words = _MODALITIES.get(modality)
+    return f" but {words} ({modality})" if words else f" but {modality}"
 
 
 def _localizer(facts: SeriesFacts) -> Classification | None:

@@ -169,6 +169,17 @@ def test_files_that_are_no_images_are_named_and_copies_are_counted(explained):
     assert "18 files are copies" in printed(explanation)
 
 
+def test_a_technologist_reads_words_and_not_codes(explained):
+    text = printed(explained("philips-dwi-noref"))
+    assert "It is no MR image but a presentation state (PR)." in text
+    assert "1 × b 0, 1 × b 0.001" in text
+    assert "12 × b 1000" in text
+    # the reason has said it
+    assert "there is no anatomical series at all." in text
+    assert "not anatomical" not in text
+    assert "anatomical, contrast unknown" in printed(explained("vendor-mini"))
+
+
 def test_no_patient_is_named(data_set, explained):
     file = next(data_set("siemens-xa30-enhanced").rglob("*.dcm"))
     patient = pydicom.dcmread(file, stop_before_pixels=True)

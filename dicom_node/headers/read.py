@@ -104,7 +104,7 @@ def _facts(path: Path, dataset: Dataset, file: BinaryIO) -> InstanceFacts:
     sop_instance_uid = root.text(tags.SOP_INSTANCE_UID)
     if not (sop_class_uid and sop_instance_uid and root.text(tags.SERIES_INSTANCE_UID)):
         raise Unreadable(
-            f"{path.name} is cut short or no composite object: it names no SOP class, instance or series."
+            f"{path.name} is cut short, or holds no image: it names no SOP class, instance or series."
         )
     transfer_syntax_uid = str(meta.get("TransferSyntaxUID", "")) if meta else ""
     stored = locate(file, transfer_syntax_uid, root)  # before a deferred element moves the file
