@@ -1,4 +1,4 @@
-"""A phantom study, written and read once, and benches on which tests derive from it."""
+"""Benches on which tests derive from the phantom study."""
 
 from __future__ import annotations
 
@@ -6,27 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from derived_series import Bench, edited, instances_of, load_files, write_study
+from derived_series import Bench, edited, load_files
+from phantom_fixtures import *  # noqa: F403
 from pydicom import Dataset
 
 from dicom_node.headers import InstanceFacts
 from dicom_node.load import LoadedSeries
 from dicom_node.phantom_study import PhantomStudy
-
-
-@pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> PhantomStudy:
-    return write_study(tmp_path_factory.mktemp("phantom"))
-
-
-@pytest.fixture(scope="session")
-def source(study: PhantomStudy) -> LoadedSeries:
-    return load_files(study.dwi_files)
-
-
-@pytest.fixture(scope="session")
-def reference(study: PhantomStudy) -> list[InstanceFacts]:
-    return instances_of(study.reference_files)
 
 
 @pytest.fixture
