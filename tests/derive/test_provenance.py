@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from derived_series import (
     load_files,
     made_by,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.uid import UID
 
 from dicom_node.derive import derived_series_uid
+from dicom_node.derive.provenance import instance_uid, series_uid
+from dicom_node.headers import InstanceFacts
 from dicom_node.phantom_study import PhantomStudy
 
 BenchOf = Callable[[Callable[[Dataset, int], None]], Bench]
@@ -35,6 +40,25 @@ def test_the_same_inputs_give_the_same_uids(bench: Bench) -> None:
         assert UID(uid).is_valid
         assert uid.startswith("2.25.")
         assert len(uid) <= 44
+
+
+@given(
+    sops=st.lists(st.from_regex(r"1(\.[1-9][0-9]{0,4}){1,6}", fullmatch=True), min_size=2, unique=True),
+    part=st.sampled_from(["", "b1000", "adc"]),
+    data=st.data(),
+)
+def test_uids_depend_on_the_inputs_and_not_on_their_order(
+    reference: list[InstanceFacts], sops: list[str], part: str, data: st.DataObject
+) -> None:
+    correction = made_by(reference, input_digest=data.draw(st.text(max_size=8)))
+    uid = series_uid("1.2", sops, correction, part)
+    assert series_uid("1.2", data.draw(st.permutations(sops)), correction, part) == uid
+    assert series_uid("1.2", sops[1:], correction, part) != uid
+    assert series_uid("1.3", sops, correction, part) != uid
+    assert series_uid("1.2", sops, replace(correction, input_digest="another revision"), part) != uid
+    assert instance_uid(uid, sops[0]) == instance_uid(uid, sops[0]) != instance_uid(uid, sops[1])
+    assert UID(uid).is_valid
+    assert len(uid) <= 44
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_headers import add_private, mr_image, write
+from made_headers import add_private, csa_header, mr_image, write
 from pydicom.dataset import Dataset
 
 from dicom_node.headers import arrange, read_instance, summarise
-from rules.classify import SeriesClass, classify
+from rules.classify import SeriesClass, classify, obstacle
 from rules.facts import Directionality, PhaseAxis
+from rules.reasons import Code
 
 SLICES = 4
 # b-value in s/mm² and direction in patient LPS of three volumes
@@ -29,6 +30,27 @@ def siemens_text(image: Dataset, b_value: float, direction: Direction) -> None:
     if direction:
         values[0x0E] = ("OB", struct.pack("<3d", *direction))
     add_private(image, 0x0019, "SIEMENS MR HEADER", values)
+
+
+def siemens_csa(image: Dataset, b_value: float, direction: Direction) -> None:
+    """Siemens V from before the 0019 elements: everything in the CSA header."""
+    image.Manufacturer = "SIEMENS"
+    fields = {
+        "B_value": [b_value],
+        "PhaseEncodingDirectionPositive": [1.0],
+        "BandwidthPerPixelPhaseEncode": [20.0],
+    }
+    if direction:
+        fields["DiffusionGradientDirection"] = list(direction)
+    add_private(image, 0x0029, "SIEMENS CSA HEADER", {0x10: ("OB", csa_header(fields))})
+
+
+def siemens_name(image: Dataset, b_value: float, direction: Direction) -> None:
+    """Siemens V without private elements, as strict de-identification leaves it: a name with the b-value."""
+    image.Manufacturer = "SIEMENS"
+    image.SequenceName = f"*ep_b{b_value:g}" + ("#1" if direction else "")
+    if direction:
+        image.DiffusionGradientOrientation = list(direction)
 
 
 def siemens_xa(image: Dataset, b_value: float, direction: Direction) -> None:
@@ -106,6 +128,8 @@ def public(manufacturer: str) -> Callable[[Dataset, float, Direction], None]:
 
 SYSTEMS = {
     "siemens-v-text": siemens_text,
+    "siemens-v-csa": siemens_csa,
+    "siemens-v-name": siemens_name,
     "siemens-xa-private": siemens_xa,
     "ge": ge,
     "ge-rx27": ge_rx27,
@@ -116,8 +140,14 @@ SYSTEMS = {
     "hitachi": public("Hitachi Medical Corporation"),
     "fujifilm": public("FUJIFILM Healthcare Corporation"),
 }
-POLARITY = {"siemens-xa-private": True, "ge": True, "ge-rx27": True, "uih-classic": True}
-READOUT_S = {"siemens-v-text": 7 / (20 * 8), "siemens-xa-private": 7 / (20 * 8)}
+POLARITY = {
+    "siemens-v-csa": True,
+    "siemens-xa-private": True,
+    "ge": True,
+    "ge-rx27": True,
+    "uih-classic": True,
+}
+READOUT_S = dict.fromkeys(("siemens-v-text", "siemens-v-csa", "siemens-xa-private"), 7 / (20 * 8))
 
 
 def series(system: str, phase: str = "COL", **elements: object) -> list[Dataset]:
@@ -155,6 +185,19 @@ def test_a_series_of_each_system_becomes_volumes_with_their_weighting(system: st
     assert facts.phase_encoding.increasing is POLARITY.get(system)
     assert facts.total_readout_s == (pytest.approx(READOUT_S[system]) if system in READOUT_S else None)
     assert classify(facts).series_class is SeriesClass.DWI
+
+
+def test_a_siemens_xa_series_whose_b_values_were_lost_is_refused_with_that_reason(tmp_path: Path) -> None:
+    """XA10 wrote none into its classic files; a console that de-identifies removes those of later ones."""
+    images = series("siemens-xa-private", ImageType=["ORIGINAL", "PRIMARY", "DIFFUSION", "NONE"])
+    for image in images:
+        image.remove_private_tags()
+    facts = summarise([read_instance(path) for path in write(tmp_path, *images)])
+    found = classify(facts)
+    assert found.series_class is SeriesClass.DWI
+    stopped = obstacle(facts, found)
+    assert stopped is not None
+    assert stopped.code is Code.NO_B_VALUES
 
 
 @pytest.mark.parametrize("system", ["ge", "ge-rx27", "canon-6.0"])

@@ -60,5 +60,12 @@ def test_mistakes_in_a_rule_are_told(when, told):
     assert told in sentence
 
 
+def test_a_value_is_compared_and_never_evaluated():
+    for value in ("1 == 1", "True", "__import__('os').abort()", "{description}", "%s"):
+        assert problems({"description": value}) == ()
+        assert matching(dwi(), [Override({"description": value}, Then.EXCLUDE)]) is None
+        assert matching(dwi(description=value), [Override({"description": value}, Then.EXCLUDE)])
+
+
 def test_a_right_rule_has_no_problems():
     assert problems({"description": "*", "series_number": 5, "b_values": 1000.0, "angio": True}) == ()
