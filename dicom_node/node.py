@@ -323,7 +323,9 @@ class Node:
             attempts=correction.attempts,
             timeout_s=correction.timeout_s,
         )
-        self._reconciler = Reconciler(self._ledger, self._spool, self._workers, policy)
+        self._reconciler = Reconciler(
+            self._ledger, self._spool, self._workers, policy, alive=partial(notify, "WATCHDOG=1")
+        )
         self._reconciler.recover()
 
     def _start_deliveries(self) -> None:

@@ -6,29 +6,27 @@ no special path but one: what a dead process held in its hands goes back into th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import TypeAdapter
-
-from dicom_node import __version__
-from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal, SiblingFiles
+from dicom_node.assembly import FACTS, Assembly
+from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal
 from dicom_node.decisions import RELEASED
 from dicom_node.derive import DerivePolicy
-from dicom_node.headers import InstanceFacts, Unreadable, read_instance, summarise
-from dicom_node.inputs import JobInputs, SeriesRevision, job_to_follow, paths, siblings_of
+from dicom_node.headers import InstanceFacts, read_instance
+from dicom_node.inputs import JobInputs, SeriesRevision, job_to_follow, siblings_of
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
-from dicom_node.records import Growth, InstanceRecord, Job, SeriesRow
+from dicom_node.records import Job
 from dicom_node.spool import Spool
 from dicom_node.states import JobState, SeriesState
+from dicom_node.tasks import task_of
 from dicom_node.workers import Finished
-from rules.classify import SeriesClass, classify
+from rules.classify import SeriesClass
 from rules.facts import SeriesFacts
 from rules.pair import NoPairing, Pairing, PairingPolicy
 from rules.patient import mismatch
@@ -36,18 +34,12 @@ from rules.rank import default_order
 from rules.reasons import Code, Reason, reason
 from rules.study import StudyDecision, decide_study
 
-# Multiples of assembly.series_quiet_s (20 s gives the times of DICOM.md §2.1).
-ABORTED_QUIET_FACTOR = 4  # a scanner that aborted will send the rest soon
-OPEN_QUIET_FACTOR = 9  # consoles keep one association open all exam
-INCOMPLETE_QUIET_FACTOR = 45  # missing slices may still come
 BETTER_REFERENCE_WAIT_S = 180.0  # how long the second-best contrast waits for the best one
 # A skipped job is decided again when the study grows: what it lacked, or what was wrong, may have changed.
 _MAY_CHANGE = frozenset({Code.NO_REFERENCE, Code.PATIENT_MISMATCH})
 LEASE_S = 60.0
 RETRY_DELAY_S = 10.0
-CLOCK_SET_BACK_S = 60.0  # an instance that arrived this far in the future: the clock was wrong then
 
-FACTS = TypeAdapter(SeriesFacts)
 log = get_logger(__name__)
 
 
@@ -93,15 +85,23 @@ class Reconciler:
         *,
         clock: Callable[[], float] = time.time,
         read: Callable[[Path], InstanceFacts] = read_instance,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
+        """alive: called now and then during a tick that has much to read."""
         self._ledger = ledger
         self._spool = spool
         self._workers = workers
         self._policy = policy
         self._clock = clock
-        self._read = read
-        # facts of series that are quiet but lack slices, by (series, time of last instance)
-        self._seen: dict[tuple[str, float], SeriesFacts] = {}
+        self._assembly = Assembly(
+            ledger,
+            spool,
+            quiet_s=policy.series_quiet_s,
+            overrides=policy.pairing.overrides,
+            clock=clock,
+            read=read,
+            alive=alive,
+        )
 
     def recover(self) -> None:
         """At start: corrections that a process before this one held are nobody's now."""
@@ -116,83 +116,13 @@ class Reconciler:
 
     def tick(self) -> None:
         """One look at everything."""
-        busy = self._complete_quiet_series()
+        busy = self._assembly.complete_quiet()
         self._decide_studies(busy)
         self._collect_finished()
         self._give_back_lost()
         self._stop_overdue()
         self._start_queued()
         self._route_corrected()
-
-    # ---------------------------------------------------------------- receiving → complete
-
-    def _complete_quiet_series(self) -> frozenset[str]:
-        """Complete what is quiet and whole; returns the studies in which something is still arriving."""
-        busy = set()
-        now = self._clock()
-        for growth in self._ledger.growing():
-            age_s = now - growth.last_at
-            if age_s < -CLOCK_SET_BACK_S:
-                log.warning("the clock was set back", seconds=-age_s)
-                self._ledger.forget_future()
-                return frozenset({growth.study_uid for growth in self._ledger.growing()})
-            if not self._quiet(growth, age_s):
-                busy.add(growth.study_uid)
-                continue
-            facts = self._facts(growth)
-            wait_s = INCOMPLETE_QUIET_FACTOR * self._policy.series_quiet_s
-            if (
-                facts.incomplete
-                and age_s < wait_s
-                and classify(facts, self._policy.pairing.overrides).corrects
-            ):
-                busy.add(growth.study_uid)  # its by-products must not be taken for the only copy
-                continue
-            if self._ledger.complete_series(
-                growth.series_uid,
-                FACTS.dump_json(facts).decode(),
-                _patient(facts),
-                seen_last_at=growth.last_at,
-            ):
-                self._seen.pop((growth.series_uid, growth.last_at), None)
-                log.info("series complete", series=growth.series_uid, instances=facts.instances)
-            else:
-                busy.add(growth.study_uid)
-        return frozenset(busy)
-
-    def _quiet(self, growth: Growth, age_s: float) -> bool:
-        quiet_s = self._policy.series_quiet_s
-        if growth.open_associations:
-            return age_s >= OPEN_QUIET_FACTOR * quiet_s
-        return age_s >= (ABORTED_QUIET_FACTOR if growth.aborted else 1) * quiet_s
-
-    def _facts(self, growth: Growth) -> SeriesFacts:
-        key = (growth.series_uid, growth.last_at)
-        if key not in self._seen:
-            self._seen = {k: v for k, v in self._seen.items() if k[0] != growth.series_uid}
-            self._seen[key] = self._read_facts(growth)
-        return self._seen[key]
-
-    def _read_facts(self, growth: Growth) -> SeriesFacts:
-        readable, unreadable = [], 0
-        for record in self._ledger.instances_of(growth.series_uid):
-            try:
-                readable.append(self._read(self._spool.root / record.path))
-            except Unreadable:
-                unreadable += 1
-        if unreadable:
-            log.warning("unreadable instances", series=growth.series_uid, count=unreadable)
-        if not readable:
-            return SeriesFacts(
-                series_uid=growth.series_uid,
-                study_uid=growth.study_uid,
-                geometry_problem="none of its images could be read",
-            )
-        facts = summarise(readable)
-        issued = any(self._ledger.was_issued(instance.sop_instance_uid) for instance in readable[:1])
-        if issued and not facts.own_output:
-            return replace(facts, own_output="this node issued its UIDs")
-        return facts
 
     # ---------------------------------------------------------------- complete → job
 
@@ -338,7 +268,7 @@ class Reconciler:
         for job in due:
             if not free:
                 return
-            task = self._task(job)
+            task = task_of(job, self._ledger, self._spool.root, self._policy)
             if task is None:
                 self._ledger.change_job(job.id, JobState.WAITING, expected=JobState.QUEUED)
                 self._ledger.unsettle_study(job.study_uid)
@@ -354,51 +284,6 @@ class Reconciler:
                 self._workers.submit(job.id, job.attempts + 1, task)
                 free -= 1
                 log.info("correction started", job=job.id, attempts=job.attempts + 1)
-
-    def _task(self, job: Job) -> CorrectionTask | None:
-        """What the worker is to do; None when an input is not what it was when the job was queued."""
-        series = {row.series_uid: row for row in self._ledger.series_of_patient(job.study_uid)}
-        reference = series.get(job.reference_series_uid or "")
-        if reference is None or reference.revision != job.reference_revision or reference.facts is None:
-            return None
-        inputs = JobInputs.of(job)
-        if any(uid not in series or series[uid].revision != revision for uid, revision in inputs.series):
-            return None
-        source_records = self._ledger.instances_of(job.series_uid)
-        reference_records = self._ledger.instances_of(reference.series_uid)
-        lead_records = self._ledger.instances_of(inputs.field_from[0]) if inputs.field_from else []
-        beside = [self._ledger.instances_of(uid) for uid, _ in inputs.siblings]
-        recipe, policy = self._policy.recipe, self._policy.derive
-        # a sibling gets the same UIDs whether it is corrected with its lead or after it
-        decides = [lead_records, reference_records] if lead_records else [reference_records]
-        digest = _digest(source_records, *decides)
-        siblings = tuple(
-            SiblingFiles(paths(records), _digest(records, source_records, reference_records))
-            for records in beside
-        )
-        name = hashlib.sha256(
-            json.dumps(
-                [
-                    *(__version__, job.series_uid, digest, [one.input_digest for one in siblings]),
-                    *(asdict(recipe), asdict(policy)),
-                ],
-                sort_keys=True,
-            ).encode()
-        ).hexdigest()[:32]
-        found = classify(FACTS.validate_json(reference.facts), self._policy.pairing.overrides)
-        return CorrectionTask(
-            name=name,
-            root=self._spool.root,
-            source=paths(source_records),
-            reference=paths(reference_records),
-            contrast=str(found.contrast or "anatomical"),
-            recipe=recipe,
-            derive=policy,
-            taken_numbers=_numbers(series.values(), job.study_uid),
-            input_digest=digest,
-            siblings=siblings,
-            field_from=paths(lead_records),
-        )
 
     def _collect_finished(self) -> None:
         for job_id in self._workers.running():
@@ -507,29 +392,6 @@ class Reconciler:
         if withhold and decided is None:
             return reason(Code.VERDICT, _verdict_text(job))
         return None if self._policy.deliver_to else reason(Code.NO_DESTINATION)
-
-
-def _patient(facts: SeriesFacts) -> str:
-    """Tells patients apart without naming them."""
-    return hashlib.sha256(facts.patient_key.encode()).hexdigest()[:32] if facts.patient_key else ""
-
-
-def _digest(*series: Sequence[InstanceRecord]) -> str:
-    """Of the bytes of all inputs, whatever their order of arrival."""
-    digest = hashlib.sha256()
-    for records in series:
-        for sha256 in sorted(record.sha256 for record in records):
-            digest.update(sha256.encode())
-        digest.update(b"|")
-    return digest.hexdigest()
-
-
-def _numbers(rows: Iterable[SeriesRow], study_uid: str) -> frozenset[int]:
-    """The SeriesNumbers that the study uses already."""
-    facts = (FACTS.validate_json(row.facts) for row in rows if row.study_uid == study_uid and row.facts)
-    return frozenset(
-        item.series_number for item in facts if item.series_number is not None and not item.own_output
-    )
 
 
 def _verdict_text(job: Job) -> str:

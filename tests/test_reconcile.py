@@ -21,9 +21,10 @@ from received_study import (
 )
 
 from dicom_node import decisions
+from dicom_node.assembly import OPEN_QUIET_FACTOR
 from dicom_node.compute import Refusal
 from dicom_node.phantom_study import PhantomStudy
-from dicom_node.reconcile import BETTER_REFERENCE_WAIT_S, LEASE_S, OPEN_QUIET_FACTOR
+from dicom_node.reconcile import BETTER_REFERENCE_WAIT_S, LEASE_S, Reconciler
 from dicom_node.states import DeliveryState, JobState
 from rules.reasons import Code
 
@@ -144,6 +145,34 @@ def test_nothing_is_decided_while_another_series_of_the_study_arrives(
     node.clock.now += QUIET
     node.receive(study.reference_files[:3])
     assert node.after(0) == []
+
+
+def test_many_series_that_become_quiet_at_once_are_read_over_several_looks(
+    node: SmallNode, study: PhantomStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.assembly.READ_S", -1.0)
+    node.receive([*study.reference_files, *study.dwi_files])
+    node.receive(variant(study.dwi_files, tmp_path, 7))
+    for complete in (0, 1, 2):
+        assert list(node.series_states().values()).count("complete") == complete
+        assert not node.jobs()  # nothing is decided before all of the study has been looked at
+        node.after(QUIET if not complete else 1)
+    node.after(1)
+    assert list(node.series_states().values()) == ["complete"] * 3
+    assert len(node.jobs()) == 2
+
+
+def test_a_long_look_says_that_it_is_alive(
+    node: SmallNode, study: PhantomStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[int] = []
+    monkeypatch.setattr("dicom_node.assembly.ALIVE_EVERY", 10)
+    node.loop = Reconciler(
+        node.ledger, node.spool, node.workers, node.policy, clock=node.clock, alive=lambda: said.append(1)
+    )
+    node.receive(study.dwi_files)
+    node.after(QUIET)
+    assert len(said) == len(study.dwi_files) // 10
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_loop(
@@ -473,7 +502,7 @@ def test_another_version_of_the_program_gives_the_result_another_name(
 ) -> None:
     job_id = correcting(node, study)
     name = node.workers.tasks[job_id].name
-    monkeypatch.setattr("dicom_node.reconcile.__version__", "99.0")
+    monkeypatch.setattr("dicom_node.tasks.__version__", "99.0")
     node.restart()
     node.after(1)
     assert node.workers.tasks[job_id].name != name
