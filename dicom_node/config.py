@@ -49,6 +49,8 @@ from rules.contrast import Contrast
 
 __all__ = ["ConfigError", "Settings", "load_config", "remarks", "template"]
 
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+
 
 class Section(BaseModel):
     """A section of the file: fixed once read, and a key that is not known is a mistake."""
@@ -216,7 +218,7 @@ class CorrectionSettings(Section):
         str,
         Field(
             pattern=r"^$|^((tcp|tls)://)?[A-Za-z0-9._-]+:\d+$",
-            json_schema_extra={"write": "an address such as tcp://gpu1:8786"},
+            json_schema_extra={"write": "an address such as tls://gpu1:8786"},
         ),
     ] = ""
     scheduler_tls: SchedulerTls | None = Field(default=None, validate_default=True)
@@ -226,6 +228,17 @@ class CorrectionSettings(Section):
     settings: dict[str, EngineText] = Field(default_factory=dict)
     timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
+
+    @field_validator("scheduler")
+    @classmethod
+    def _encrypted_between_machines(cls, address: str) -> str:
+        host = address.removeprefix("tcp://").rpartition(":")[0]
+        if address and not address.startswith("tls://") and host not in LOOPBACK_HOSTS:
+            raise ValueError(
+                f"would let whoever reaches {host} run programs as this service; "
+                "write a tls:// address, with correction.scheduler_tls"
+            )
+        return address
 
     @field_validator("scheduler_tls")
     @classmethod
@@ -402,8 +415,8 @@ def remarks(settings: Settings) -> tuple[str, ...]:
     scheduler = settings.correction.scheduler
     if scheduler and settings.correction.scheduler_tls is None:
         found.append(
-            f"correction.scheduler {scheduler} is not encrypted: whoever reaches it can run programs as "
-            "this service; use tls:// with correction.scheduler_tls."
+            f"correction.scheduler {scheduler} is not encrypted: every user of this machine can run "
+            "programs as this service; use tls:// with correction.scheduler_tls."
         )
     if settings.node.accept_from and any(
         settings.destinations[name].storage_commitment for name in settings.deliver_to

@@ -218,7 +218,17 @@ def test_what_is_missing_is_named_with_an_example(file: Path) -> None:
         ("log: {zzz: 1}", "log.zzz", "unknown key; there is format, level"),
         ("correction: {method: fast}", "correction.method", "write clinical or paper"),
         ("correction: {device: gpu}", "correction.device", "write auto, cpu, cuda or cuda:N"),
-        ("correction: {scheduler: g}", "correction.scheduler", "write an address such as tcp://gpu1:8786"),
+        ("correction: {scheduler: g}", "correction.scheduler", "write an address such as tls://gpu1:8786"),
+        (
+            "correction: {scheduler: 'tcp://gpu1:8786'}",
+            "correction.scheduler",
+            "tls:// address, with correction.scheduler_tls",
+        ),
+        (
+            "correction: {scheduler: 'gpu1:8786'}",
+            "correction.scheduler",
+            "tls:// address, with correction.scheduler_tls",
+        ),
         ("correction: {modulate: maybe}", "correction.modulate", "write true or false"),
         ("correction: {workers: 0}", "correction.workers", "write a whole number from 1 to 64"),
         ("correction: {timeout_s: 0}", "correction.timeout_s", "write a number above 0"),
