@@ -51,6 +51,7 @@ def series_document(rows: Iterable[SeriesRow]) -> list[dict[str, Any]]:
         {
             "series_uid": row.series_uid,
             "study_uid": row.study_uid,
+            "series_number": json.loads(row.facts).get("series_number") if row.facts else None,
             "state": row.state,
             "revision": row.revision,
             "class": row.series_class,

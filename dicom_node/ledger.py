@@ -227,6 +227,17 @@ class Ledger(DeliveryLedger):
             )
         ]
 
+    def latest_series(self, *, before: tuple[float, str] | None = None, limit: int = 100) -> list[SeriesRow]:
+        """Received series from the newest backwards; `before`: time and UID of the last one seen."""
+        return [
+            SeriesRow.from_row(row)
+            for row in self.rows(
+                "SELECT * FROM series WHERE ? OR (last_at, series_uid) < (?, ?) "
+                "ORDER BY last_at DESC, series_uid DESC LIMIT ?",
+                (before is None, *(before or (0.0, "")), limit),
+            )
+        ]
+
     def unsettled_studies(self) -> list[tuple[str, float]]:
         """(StudyInstanceUID, time of its last instance) where something may still be decided."""
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 from collections.abc import Iterator
@@ -114,10 +115,33 @@ def test_a_job_has_a_page_with_its_reference_and_its_events(client: TestClient, 
         assert text in page
 
 
+def test_a_job_that_is_not_there_is_told_on_a_page(client: TestClient) -> None:
+    answer = client.get("/jobs/77")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "There is no job 77 on this node" in answer.text
+
+
+def test_series_pages_go_from_the_newest_to_the_oldest_without_gap(
+    client: TestClient, node: SmallNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "SERIES_A_PAGE", 2)
+    seen: list[str] = []
+    following: str | None = "/series"
+    while following:
+        page = client.get(following).text
+        seen += re.findall(r'<td class="one">\S+ <code title="([0-9.]+)">', page)
+        found = re.search(r'href="(/series\?[^"]+)"', page)
+        following = html.unescape(found[1]) if found else None
+    rows = node.ledger.all_series()
+    newest_first = sorted(rows, key=lambda row: (row.last_at, row.series_uid), reverse=True)
+    assert seen == [row.series_uid for row in newest_first]
+
+
 def test_every_page_answers(client: TestClient) -> None:
     for path in ("/", "/review", "/series", "/jobs/1", "/login", "/static/style.css", "/metrics"):
         assert client.get(path).status_code == 200, path
-    for path in ("/jobs/77", f"/jobs/{2**80}", "/?before=x", "/?state=x", f"/series?after={'1' * 99}"):
+    for path in ("/jobs/77", f"/jobs/{2**80}", "/?before=x", "/?state=x", f"/series?uid={'1' * 99}"):
         assert client.get(path).status_code in (404, 422), path
 
 

@@ -16,7 +16,7 @@ from fastapi.templating import Jinja2Templates
 from dicom_node import __version__
 from dicom_node.decisions import NotNow
 from dicom_node.jobs import job_document, jobs_in_words, series_document
-from dicom_node.ledger import IllegalChange, Ledger
+from dicom_node.ledger import IllegalChange, Ledger, UnknownJob
 from dicom_node.spool import Spool
 from dicom_node.states import JobState
 from dicom_node.web.acts import Act, Acts, offered
@@ -91,7 +91,11 @@ def add_pages(
 
     @app.get("/jobs/{job_id}", include_in_schema=False)
     def job_page(request: Request, job_id: JobNumber) -> Response:
-        (job,) = pictured([job_document(ledger, job_id)])
+        try:
+            (job,) = pictured([job_document(ledger, job_id)])
+        except UnknownJob:
+            text = f"There is no job {job_id} on this node."
+            return pages.page(request, "message", 404, heading="Not found", text=text)
         return pages.page(request, "job", job=job)
 
     @app.post("/jobs/{job_id}/{act}", include_in_schema=False)
@@ -107,10 +111,12 @@ def add_pages(
         return RedirectResponse(local_path(fields.get("next", f"/jobs/{job_id}")), 303)
 
     @app.get("/series", include_in_schema=False)
-    def series_page(request: Request, after: Annotated[str, Query(max_length=64)] = "") -> Response:
-        rows = ledger.all_series(after=after, limit=SERIES_A_PAGE)
-        more = rows[-1].series_uid if len(rows) == SERIES_A_PAGE else None
-        return pages.page(request, "series", series=series_document(rows), more=more)
+    def series_page(
+        request: Request, before: float | None = None, uid: Annotated[str, Query(max_length=64)] = ""
+    ) -> Response:
+        rows = ledger.latest_series(before=None if before is None else (before, uid), limit=SERIES_A_PAGE)
+        older = rows[-1] if len(rows) == SERIES_A_PAGE else None
+        return pages.page(request, "series", series=series_document(rows), older=older)
 
     @app.get("/login", include_in_schema=False)
     def login_page(request: Request, next: str = "/") -> Response:
