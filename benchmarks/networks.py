@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -18,6 +19,42 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 NAGLE = {True: "DCMTK as packaged (Nagle)", False: "DCMTK with TCP_NODELAY=1"}
+# storescp has no option to be durable: this makes it fsync each file and its folder before it answers
+DURABLE_SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static char folder[4096];
+static int durable(int file) {
+    struct stat about;
+    int mode = fcntl(file, F_GETFL);
+    if (mode < 0 || (mode & O_ACCMODE) == O_RDONLY) return 0;
+    if (fstat(file, &about) || !S_ISREG(about.st_mode)) return 0;
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length <= 0) return 0;
+    path[length] = 0;
+    strcpy(folder, dirname(path));
+    return fsync(file) == 0;
+}
+static void settle(void) {
+    int file = open(folder, O_RDONLY | O_DIRECTORY);
+    if (file >= 0) { fsync(file); ((int (*)(int))dlsym(RTLD_NEXT, "close"))(file); }
+}
+int fclose(FILE *stream) {
+    int (*original)(FILE *) = dlsym(RTLD_NEXT, "fclose");
+    fflush(stream);
+    int wrote = durable(fileno(stream)), result = original(stream);
+    if (wrote) settle();
+    return result;
+}
+"""
 
 
 def machine() -> str:
@@ -77,13 +114,27 @@ def wait_for_port(port: int) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
+def durable_shim(folder: Path) -> Path | None:
+    """The library that makes storescp durable (for LD_PRELOAD); None where there is no C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    source, library = folder / "durable.c", folder / "durable.so"
+    source.write_text(DURABLE_SHIM)
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
+
+
 @contextmanager
-def running_storescp(port: int, folder: Path, nagle: bool, *, fork: bool) -> Iterator[None]:
-    """DCMTK's storescp; `fork` for several associations at once."""
+def running_storescp(
+    port: int, folder: Path, nagle: bool, *, fork: bool, shim: Path | None = None
+) -> Iterator[None]:
+    """DCMTK's storescp; `fork` for several associations at once, `shim` to make it durable."""
     folder.mkdir()
     command = ["storescp", *(["--fork"] if fork else []), "-pdu", "131072", "-od", str(folder), str(port)]
+    preload = {"LD_PRELOAD": str(shim)} if shim else {}
     process = subprocess.Popen(
-        command, env=environment(nagle), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=environment(nagle) | preload, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         yield
@@ -102,8 +153,15 @@ def show(title: str, row: dict[str, Any]) -> None:
     )
 
 
-def save(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the figures with the machine they were taken on."""
+def pair(text: str) -> tuple[int, int]:
+    """'512x300' → (512, 300): pixels a side, instances."""
+    size, _, instances = text.partition("x")
+    return int(size), int(instances)
+
+
+def save(path: Path, rows: list[dict[str, Any]], *, add: bool = False) -> None:
+    """Write the figures with the machine they were taken on; `add` keeps those that are there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    earlier = json.loads(path.read_text())["rows"] if add and path.exists() else []
+    path.write_text(json.dumps({"machine": machine(), "rows": earlier + rows}, indent=1) + "\n")
     print(f"written to {path}")
