@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pynetdicom.dsutils import split_dataset
-
+from dicom_node.file_meta import NotDicom, read_file_meta
 from dicom_node.received import Identity, Unidentifiable, read_identity
-from dicom_node.uids import is_acceptable, normalise
+from dicom_node.uids import is_acceptable
 
 HEAD_BYTES = 16 << 20  # of the data set, for its UIDs; private groups may stand before them
 CHUNK_BYTES = 1 << 20
@@ -31,17 +30,15 @@ class FileInstance:
 def read_file(path: Path) -> FileInstance:
     """Identify a file. Raises Unidentifiable when it is no DICOM instance, OSError when it cannot be read."""
     try:
-        meta, offset = split_dataset(path)
-        syntax = normalise(str(meta.get("TransferSyntaxUID", "")))
-    except OSError:
-        raise
-    except Exception as error:  # pydicom raises anything on what is no DICOM file
-        raise Unidentifiable("it is not a DICOM file") from error
+        meta = read_file_meta(path)
+    except NotDicom as error:
+        raise Unidentifiable(str(error)) from error
+    syntax = meta.transfer_syntax_uid
     if not is_acceptable(syntax):
         raise Unidentifiable("its file meta information names no transfer syntax")
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        file.seek(offset)
+        file.seek(meta.offset)
         head = file.read(HEAD_BYTES)
         digest.update(head)
         while chunk := file.read(CHUNK_BYTES):
@@ -51,8 +48,8 @@ def read_file(path: Path) -> FileInstance:
         path=path,
         identity=read_identity(head, syntax),
         transfer_syntax_uid=syntax,
-        calling_ae=str(meta.get("SourceApplicationEntityTitle", "")).strip(),
-        offset=offset,
+        calling_ae=meta.calling_ae,
+        offset=meta.offset,
         sha256=digest.hexdigest(),
         size=size,
     )

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
-from pynetdicom.dsutils import encode, split_dataset
+from pynetdicom.dsutils import encode
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
@@ -45,6 +44,7 @@ from dicom_node.dimse import (
     uid_value,
     us_value,
 )
+from dicom_node.file_meta import NotDicom, read_file_meta
 from dicom_node.sockets import CallingDul, CallingSocket, TlsSettings, client_context, tune
 from dicom_node.statuses import REJECTIONS, Outcome, treat
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -209,18 +209,14 @@ class _Outgoing:
     def read(cls, path: Path) -> _Outgoing:
         """Reads the file meta only; raises _Unsendable."""
         try:
-            meta, offset = split_dataset(path)
-            return cls(
-                path,
-                str(meta.MediaStorageSOPClassUID),
-                str(meta.MediaStorageSOPInstanceUID),
-                str(meta.TransferSyntaxUID),
-                offset,
-            )
+            meta = read_file_meta(path)
         except OSError as error:
             raise _Unsendable(f"{path} cannot be read: {error.strerror or error}") from error
-        except (InvalidDicomError, AttributeError, ValueError, EOFError) as error:
+        except NotDicom as error:
             raise _Unsendable(f"{path} is not a DICOM file") from error
+        if not (meta.sop_class_uid and meta.sop_uid and meta.transfer_syntax_uid):
+            raise _Unsendable(f"{path} is not a DICOM file")
+        return cls(path, meta.sop_class_uid, meta.sop_uid, meta.transfer_syntax_uid, meta.offset)
 
 
 def identify(path: Path) -> tuple[str, str]:
@@ -259,13 +255,12 @@ def _store_one(
         return status, Problem(text, transient=True) if ends else None
 
     contexts = {
-        UID(context.transfer_syntax[0]): context
+        context.transfer_syntax[0]: context
         for context in association.accepted_contexts
         if context.abstract_syntax == item.sop_class_uid
     }
-    name = UID(item.sop_class_uid).name
     if not contexts:
-        return became(Outcome.PERMANENT, f"{peer} does not accept {name}")
+        return became(Outcome.PERMANENT, f"{peer} does not accept {UID(item.sop_class_uid).name}")
     try:
         syntax, content = _encoded(item, set(contexts))
     except _Unsendable as error:
