@@ -119,12 +119,17 @@ def main() -> None:
         landmarks=landmarks, readout_s=readout_s,
     )  # fmt: skip
     found = np.tensordot(b0.axes[:, 1], result.displacement.numpy(), 1)
+    if not result.pose.identity:
+        # the map is of where the reference is: it goes with it
+        grid, placed = result.pose.volume(found_map.grid), result.pose.volume(reference)
+        truth = shifts(found_map.hz, found_map.head, grid, b0, placed, encoding.increasing, readout_s)
     document = {
         "device": f"{platform.machine()}, {result.device}",
         "study": arguments.study.name,
         "method": arguments.method,
         "matcher": result.landmarks.matcher,
         "chosen": result.quality.chosen,
+        "reference_moved_mm": result.pose.shift_mm,
         "brain_ml": float(truth.brain.sum() * np.prod(b0.spacing_mm) / 1000),
         "voxels_per_hz": truth.voxels_per_hz,
         "before": figures(-truth.shift_mm, truth.shift_mm, truth.brain),
