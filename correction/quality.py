@@ -230,7 +230,7 @@ LIMITS = (
     ),
     Limit(
         "over_corrected",
-        lambda q: 0.0 if q.held_out_landmarks_slope is None else 1.0 - q.held_out_landmarks_slope, 0.25, 0.6,
+        lambda q: 0.0 if q.held_out_landmarks_slope is None else 1.0 - q.held_out_landmarks_slope, 0.35, 0.75,
         "The correction goes too far: points that both images show, and that it was not told, are shifted by "
         "{percent:.0f} % less than it says.",
     ),

@@ -48,7 +48,7 @@ def test_good_figures_pass_without_reasons() -> None:
         ),
         ({"held_out_landmarks_after_mm": 2.1}, Level.REVIEW, "landmarks_disagree"),
         ({"held_out_landmarks_before_mm": 0.4}, Level.REVIEW, "landmarks_worse"),
-        ({"held_out_landmarks_slope": 0.67}, Level.REVIEW, "over_corrected"),
+        ({"held_out_landmarks_slope": 0.6}, Level.REVIEW, "over_corrected"),
         ({"held_out_landmarks_slope": -1.0}, Level.REJECT, "over_corrected"),
         ({"landmark_inlier_fraction": 0.12}, Level.REJECT, "few_common_points"),
         ({"two_estimates_mm": 3.0}, Level.REVIEW, "estimates_disagree"),

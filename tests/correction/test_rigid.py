@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from correction import Volume, correct, rigid
+from correction import Volume, correct, methods, rigid
 from correction.disturbed import shifted
 from correction.grid import Frame
 from correction.landmarks import Consensus, FrameLandmarks, Landmarks
 from correction.phantom import head_case
 from correction.rigid import Pose
 
+QUICK = methods.clinical().override(
+    ["coarse_bending=150", "air_bending=", "fine_bending=", "coarse_voxel_mm=3", "judge_voxel_mm=3"]
+)
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 
 
@@ -116,7 +119,7 @@ def test_a_volume_is_moved_without_resampling() -> None:
 
 
 def test_a_moved_reference_costs_little_and_the_output_stays_in_its_own_frame() -> None:
-    made = head_case(0)
+    made = head_case(0, voxel_mm=(3.0, 3.0, 4.0), reference_voxel_mm=(2.5, 2.5, 4.0))
     away = shifted(made.reference, (-3.0, 0.0, 0.0))
     truth = np.tensordot(made.b0.axes[:, 1], made.displacement_mm.numpy(), 1)
     index = np.argwhere(made.tissue.numpy())[:: max(1, int(made.tissue.sum()) // 1500)]
@@ -126,7 +129,7 @@ def test_a_moved_reference_costs_little_and_the_output_stays_in_its_own_frame() 
     # half of them as sagittal slices give them
     fixed[::2, 0] = points[::2, 0]
     landmarks = Landmarks(fixed, moving, np.ones(len(fixed)))
-    result = correct(made.b0, away, "j", landmarks=landmarks)
+    result = correct(made.b0, away, "j", QUICK, landmarks)
     np.testing.assert_allclose(result.quality.reference_shift_mm, (3.0, 0.0, 0.0), atol=0.3)
     assert result.quality.remaining_across_mm < 1.0
     np.testing.assert_array_equal(result.reference.affine, made.b0.affine)
