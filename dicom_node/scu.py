@@ -29,6 +29,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 
+from dicom_node.calling import CallingDul, CallingSocket
 from dicom_node.dimse import (
     AFFECTED_SOP_CLASS_UID,
     AFFECTED_SOP_INSTANCE_UID,
@@ -45,7 +46,7 @@ from dicom_node.dimse import (
     us_value,
 )
 from dicom_node.file_meta import NotDicom, read_file_meta
-from dicom_node.sockets import CallingDul, CallingSocket, TlsSettings, client_context, tune
+from dicom_node.sockets import TlsSettings, client_context, tune
 from dicom_node.statuses import REJECTIONS, Outcome, treat
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 

@@ -14,16 +14,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pynetdicom import _config, evt
-from pynetdicom.dul import DULServiceProvider
 from pynetdicom.events import Event
-from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket, ThreadedAssociationServer
+from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from dicom_node.log import get_logger
 
@@ -36,7 +35,6 @@ SLOWEST_BYTES_PER_S = 8192  # a PDU that comes slower than this is an attack, no
 BUFFER_BYTES = 1 << 20
 LARGEST_PDU_BYTES = 16 << 20  # we advertise far less; a length beyond is not a PDU
 LARGEST_KEPT_BYTES = 2 << 20  # of memory that is kept for the next PDU
-ANSWER_WAIT_S = 0.02  # between looks at what is to be sent; an answer is seen at once
 MAX_WAITING = 64  # connections that have not sent anything yet; descriptors must stay below select's 1024
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
@@ -175,70 +173,6 @@ class PromptSocket(AssociationSocket):  # type: ignore[misc]  # pynetdicom has n
 def _refuse_nonsense(nr_bytes: int) -> None:
     if nr_bytes > LARGEST_PDU_BYTES:
         raise OSError("the peer announced a PDU that is longer than any PDU")
-
-
-class CallingSocket(PromptSocket):
-    """The requestor's socket, which remembers why it could not connect (pynetdicom only logs it)."""
-
-    failure: OSError | None = None
-
-    def connect(self, primitive: T_CONNECT) -> None:
-        """Connect, and shake hands when TLS is asked for, within the association's connection timeout."""
-        try:
-            raw = self.socket
-            if raw is None:
-                raise OSError("the connection is closed")
-            raw.settimeout(self.assoc.connection_timeout)
-            raw.connect(primitive.address_info.as_tuple)
-            if self.tls_args:
-                context, host = self.tls_args
-                self.socket = context.wrap_socket(raw, server_hostname=host)
-            self.assoc.requestor.address_info = AddressInformation.from_tuple(self.socket.getsockname())
-            self._is_connected = True
-            evt.trigger(self.assoc, evt.EVT_CONN_OPEN, {"address": primitive.address_info.as_tuple})
-            primitive.result = "Evt2"  # connection confirmed
-        except OSError as error:
-            self.failure = error
-            if self.socket is not None:
-                self._shutdown_socket()
-                self.socket.close()
-                self.socket = None
-            primitive.result = "Evt17"
-        finally:
-            self.provider_queue.put(primitive)
-            self._ready.set()
-
-
-class CallingDul(DULServiceProvider):  # type: ignore[misc]  # pynetdicom has no types
-    """The requestor's upper layer: no polling while it waits for an answer, and a way past its queues."""
-
-    socket: Any
-    event_queue: Any
-    to_provider_queue: Any
-
-    def _is_transport_event(self) -> bool:
-        """Called in each turn of its loop: wait for the peer here instead of sleeping."""
-        if self.state_machine.current_state == "Sta6" and isinstance(self.socket, PromptSocket):
-            with suppress(OSError, ValueError):  # closed by another thread; the base class sees to it
-                self.socket.wait_readable(ANSWER_WAIT_S)
-        return bool(super()._is_transport_event())
-
-    def send_now(self, pieces: Iterable[bytes]) -> bool:
-        """Write PDUs from the caller's own thread; False when the connection broke, which is ended then."""
-        raw: socket.socket | None = self.socket.socket if self.socket is not None else None
-        if raw is None:
-            return False
-        try:
-            for piece in pieces:
-                if self._kill_thread:
-                    return False
-                raw.sendall(piece)
-        except (OSError, ValueError):
-            close_for_both(raw)
-            return False
-        acknowledge_at_once(raw)
-        self._idle_timer.restart()
-        return True
 
 
 def tune(event: Event, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:

@@ -13,7 +13,7 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node import sockets
-from dicom_node.sockets import CallingSocket, PromptSocket, acknowledge_at_once, set_options, tune
+from dicom_node.sockets import PromptSocket, acknowledge_at_once, set_options, tune
 
 
 @pytest.fixture
@@ -194,7 +194,3 @@ def test_a_socket_class_that_we_do_not_know_is_left_as_it_is(
     assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     association.dul.socket = None
     tune(SimpleNamespace(assoc=association))  # type: ignore[arg-type]
-
-
-def test_the_calling_socket_is_a_prompt_socket_too() -> None:
-    assert issubclass(CallingSocket, PromptSocket)
