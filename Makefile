@@ -39,6 +39,7 @@ bench: peers
 	$(BIN)/python -m benchmarks.seconds $(if $(DATA),--study $(DATA)/siemens-xa30-enhanced)
 	$(BIN)/python -m benchmarks.receive
 	$(BIN)/python -m benchmarks.send
+	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.accuracy --cache benchmarks/results/fields --json benchmarks/results/accuracy.json \
 		$(if $(DATA),--data $(DATA) --plots docs)
 	$(BIN)/python -m benchmarks.ablations --cache benchmarks/results/fields \

@@ -48,6 +48,7 @@ from dicom_node.scu import Peer, Timeouts, store
 ENDS = {"sent", "committed", "skipped", "withheld", "failed", "superseded"}
 DELIVERED = {"sent", "committed"}
 SETTLE_S = 600.0
+WARM_UP_S = 20.0  # of a process that was just started again: it still grows
 KINDS = ("whole", "whole", "whole", "whole", "no reference", "slice missing")
 FLAT = {"rss_bytes": 1.15, "threads": 1.1, "descriptors": 1.1}  # last quarter of the calm time over its first
 
@@ -230,6 +231,7 @@ def flatness(found: list[Sample]) -> dict[str, dict[str, float]]:
         if not by_pid:
             continue
         longest = max(by_pid.values(), key=len)
+        longest = [one for one in longest if one.at - longest[0].at >= WARM_UP_S] or longest
         quarter = max(1, len(longest) // 4)
         told[name] = {"seconds": longest[-1].at - longest[0].at}
         for what in FLAT:
