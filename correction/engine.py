@@ -109,7 +109,8 @@ def correct(
             view = estimate.scene(pair, looking.judge_voxel_mm, looking)
             covered = _covered(view)
     # a sixth of the landmarks takes no part in the field, so that it can speak about it
-    used, held_out = choice.hold_out(given.in_frame)
+    in_frame = None if given.in_frame is None else given.in_frame.to(device)
+    used, held_out = choice.hold_out(in_frame)
     judge = Judge(view, frame, looking)
     with clock("estimate"):
         if isinstance(settings, Paper):
@@ -126,7 +127,7 @@ def correct(
             before=judge.inspect(quality.NOTHING, held_out),
             after=judge.inspect(candidates[chosen], held_out),
             inliers=quality.inlier_fraction(given),
-            two_estimates_mm=None if given.in_frame is None else _apart(pair, looking, given.in_frame),
+            two_estimates_mm=None if in_frame is None else _apart(pair, looking, in_frame),
         )
     with clock("apply"):
         vectors, jacobian = candidates[chosen].field.vectors(frame, frame.grid())

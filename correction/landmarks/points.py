@@ -68,6 +68,10 @@ class FrameLandmarks:
     shift_mm: Tensor
     weight: Tensor
 
+    def to(self, device: torch.device | str) -> FrameLandmarks:
+        """The same on another device."""
+        return FrameLandmarks(self.fixed_mm.to(device), self.shift_mm.to(device), self.weight.to(device))
+
     def loss(self, field_mm: Tensor, huber_mm: float) -> Tensor:
         """Mean pseudo-Huber distance times weight: mm² near zero, mm far away, over huber_mm.
 
