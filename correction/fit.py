@@ -24,6 +24,9 @@ from correction.shifts import Stage
 from correction.spline import Lattice
 from correction.susceptibility import AirFields
 
+# Share of the energy that a step must gain to go on; what energies decide differs by a thousand times that.
+_LEAST_PROGRESS = 2e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -199,6 +202,6 @@ def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: i
         return start.detach().clone(), value_and_slope(first)[0]
     found = optimize.minimize(
         value_and_slope, first, jac=True, method="L-BFGS-B",
-        options={"maxiter": iterations, "maxfun": 4 * iterations, "ftol": 1e-7, "gtol": 1e-7},
+        options={"maxiter": iterations, "maxfun": 4 * iterations, "ftol": _LEAST_PROGRESS, "gtol": 1e-7},
     )  # fmt: skip
     return torch.from_numpy(found.x).to(start).reshape(start.shape), float(found.fun)

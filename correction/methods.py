@@ -67,13 +67,13 @@ class Clinical(_Overridable):
     coarse_bending: tuple[float, ...] = (150.0, 15.0, 50.0, 500.0)  # the first one meets all starts
     least_jacobian: float = 0.1
     fold_weight: float = 10.0
-    iterations: int = 30
+    iterations: int = 100  # at most; with 30, air was found where there is none, or not, by rounding
 
     # air: the part of the field that is not smooth
     # the first tells whether air is the cause, the others are candidates; none: air is not looked for
     air_bending: tuple[float, ...] = (500.0, 2000.0)
-    # energy that air must save; measured: 0.005–0.05 where it is the cause, else at most 0.0014
-    air_least_gain: float = 0.003
+    # energy that air must save; measured: 0.005–0.05 where it is the cause, else at most 0.0023
+    air_least_gain: float = 0.0035
     air_voxel_mm: float = 4.0
     air_margin_mm: float = 40.0  # around the b = 0's field of view
     air_signal: tuple[float, ...] = (0.02, 0.3)  # share of bright tissue: all air, no air
