@@ -103,11 +103,6 @@ class _Motion(Protocol):
     def at(self, points_mm: Tensor) -> Tensor:
         """(3, N) frame mm at (N, 3) frame mm."""
 
-    def everywhere(self) -> Tensor:
-        """(3, A, B, P) frame mm at every voxel of the reference."""
-
-    def bending(self) -> Tensor: ...
-
     def field(self) -> FreeField | NetworkField: ...
 
 
@@ -130,6 +125,7 @@ class _SplineMotion:
         return spline.at_points(self._coefficients, spline.point_taps(self._lattice, points_mm))
 
     def everywhere(self) -> Tensor:
+        """(3, A, B, P) frame mm at every voxel of the reference."""
         return spline.evaluate(self._coefficients, self._matrices)
 
     def bending(self) -> Tensor:
@@ -142,7 +138,7 @@ class _SplineMotion:
 
 
 class _NetworkMotion:
-    """The network asked directly; the settings see to it that it is never asked for every voxel."""
+    """The network asked directly. It has no bending energy, and all voxels would not fit in memory."""
 
     def __init__(self, frame: Frame, network: field.ImplicitDisplacement, to_mm: Tensor) -> None:
         self._field = NetworkField(frame, network, to_mm)
@@ -155,12 +151,6 @@ class _NetworkMotion:
 
     def at(self, points_mm: Tensor) -> Tensor:
         return self._field.at(points_mm)
-
-    def everywhere(self) -> Tensor:
-        raise NotImplementedError("the network without a spline works on samples")
-
-    def bending(self) -> Tensor:
-        raise NotImplementedError("the network without a spline has no bending energy")
 
     def field(self) -> NetworkField:
         return self._field
@@ -178,41 +168,58 @@ def paper(
     half_extent = np.array(
         [max(1e-6, (n - 1) * s / 2) for n, s in zip(frame.shape, frame.spacing_mm, strict=True)]
     )
-    motion = _motion(frame, phase_direction, half_extent, settings, generator, b0.data.device)
-    match = _MutualInformation(frame, reference, b0, settings, generator)
+    # the network speaks half extents of the reference grid, as the authors' program
+    scale = np.diag(half_extent)
+    if phase_direction is not None:
+        basis = np.linalg.solve(frame.directions, phase_direction[:, None])
+        scale = basis * np.linalg.norm(basis[:, 0] * half_extent)
+    to_mm = torch.from_numpy(scale).to(b0.data.device, torch.float32)
+    motion: _Motion
+    if settings.parameterisation == "dense":
+        motion = _dense(frame, half_extent, to_mm, settings, generator)
+        objective = _sampled(motion, _MutualInformation(frame, reference, b0, settings, generator))
+    else:
+        motion = _on_lattice(frame, to_mm, settings, generator)
+        objective = _smooth(motion, _MutualInformation(frame, reference, b0, settings, generator), settings)
     pull = None if landmarks is None else _NormalisedLandmarks(frame, landmarks, half_extent, b0.data.device)
     optimiser = torch.optim.Adam(motion.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999))
     for iteration in range(settings.iterations):
         optimiser.zero_grad()
         motion.begin()
-        loss = -match(motion)
+        loss = objective()
         if pull is not None:
             loss = loss + settings.landmark_weight * pull(motion)
-        if settings.bending:
-            loss = loss + settings.bending * motion.bending()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         report((iteration + 1) / settings.iterations)
     return motion.field()
 
 
-def _motion(
-    frame: Frame, phase_direction: npt.NDArray[np.float64] | None, half_extent: npt.NDArray[np.float64],
-    settings: Paper, generator: torch.Generator, device: torch.device,
-) -> _Motion:  # fmt: skip
-    # the network speaks half extents of the reference grid, as the authors' program
-    scale = np.diag(half_extent)
-    if phase_direction is not None:
-        basis = np.linalg.solve(frame.directions, phase_direction[:, None])
-        scale = basis * np.linalg.norm(basis[:, 0] * half_extent)
-    to_mm = torch.from_numpy(scale).to(device, torch.float32)
-    if settings.parameterisation == "dense":
-        network = field.ImplicitDisplacement(half_extent, to_mm.shape[1], settings, generator)
-        return _NetworkMotion(frame, network.to(device), to_mm)
+def _dense(
+    frame: Frame, half_extent: npt.NDArray[np.float64], to_mm: Tensor,
+    settings: Paper, generator: torch.Generator,
+) -> _NetworkMotion:  # fmt: skip
+    network = field.ImplicitDisplacement(half_extent, to_mm.shape[1], settings, generator)
+    return _NetworkMotion(frame, network.to(to_mm.device), to_mm)
+
+
+def _on_lattice(frame: Frame, to_mm: Tensor, settings: Paper, generator: torch.Generator) -> _SplineMotion:
     a, b, p = (settings.spacing_voxels * s for s in frame.spacing_mm)
     lattice = Lattice.over(frame.grid(), (a, b, p))
-    model = field.parameterisation(settings, lattice, to_mm.shape[1], generator).to(device)
+    model = field.parameterisation(settings, lattice, to_mm.shape[1], generator).to(to_mm.device)
     return _SplineMotion(frame, lattice, model, to_mm)
+
+
+def _sampled(motion: _Motion, match: _MutualInformation) -> Callable[[], Tensor]:
+    return lambda: -match.of_samples(motion)
+
+
+def _smooth(motion: _SplineMotion, match: _MutualInformation, settings: Paper) -> Callable[[], Tensor]:
+    def objective() -> Tensor:
+        loss = -(match.of_samples(motion) if settings.samples else match.of_all(motion))
+        return loss + settings.bending * motion.bending() if settings.bending else loss
+
+    return objective
 
 
 class _MutualInformation:
@@ -232,19 +239,23 @@ class _MutualInformation:
         self._matrix = torch.from_numpy(matrix).to(device, torch.float32)
         self._offset = torch.from_numpy(offset).to(device, torch.float32)
 
-    def __call__(self, motion: _Motion) -> Tensor:
-        if self._settings.samples == 0:
-            mesh = torch.stack(torch.meshgrid(*self._axes, indexing="ij")).float()
-            moved = (mesh + motion.everywhere()).reshape(3, -1)
-            fixed = self._fixed.reshape(-1)
-        else:
-            draws = [
-                torch.randint(n, (self._settings.samples,), generator=self._generator).to(self._fixed.device)
-                for n in self._fixed.shape
-            ]
-            points = torch.stack([axis[draw] for axis, draw in zip(self._axes, draws, strict=True)], dim=1)
-            moved = points.T.float() + motion.at(points)
-            fixed = self._fixed[draws[0], draws[1], draws[2]]
+    def of_all(self, motion: _SplineMotion) -> Tensor:
+        """Over every voxel of the reference."""
+        mesh = torch.stack(torch.meshgrid(*self._axes, indexing="ij")).float()
+        return self._between(self._fixed.reshape(-1), (mesh + motion.everywhere()).reshape(3, -1))
+
+    def of_samples(self, motion: _Motion) -> Tensor:
+        """Over samples that are drawn anew in every call."""
+        # drawn on the processor, so that a seed means the same on every device
+        draws = [
+            torch.randint(n, (self._settings.samples,), generator=self._generator).to(self._fixed.device)
+            for n in self._fixed.shape
+        ]
+        points = torch.stack([axis[draw] for axis, draw in zip(self._axes, draws, strict=True)], dim=1)
+        return self._between(self._fixed[draws[0], draws[1], draws[2]], points.T.float() + motion.at(points))
+
+    def _between(self, fixed: Tensor, moved: Tensor) -> Tensor:
+        """fixed: (N,) z-scores; moved: (3, N) frame mm where the b = 0 is read."""
         index = self._matrix @ moved + self._offset[:, None]
         return similarity.mutual_information(
             fixed, sample(self._moving, index), self._ranges, self._settings.bins
@@ -325,7 +336,7 @@ def _mind_level(
             start.coefficients, spline.grid_matrices(start.lattice, grid, device=str(device))
         )
         initial = torch.stack([spline.fit(lattice, grid, component) for component in dense])
-    coefficients, _ = fit.minimise(objective, initial, settings.iterations)
+    coefficients, _ = fit.minimise(objective, initial, settings.free_iterations)
     with torch.no_grad():
         # the penalty is soft: where it was overrun, the whole field is scaled back until nothing folds
         while float(determinant(coefficients).min()) < settings.least_jacobian / 2:

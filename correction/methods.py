@@ -109,6 +109,7 @@ class Clinical(_Overridable):
     free_spacings_mm: tuple[float, ...] = (40.0, 20.0)
     free_bending: float = 100.0
     free_voxel_mm: float = 3.0
+    free_iterations: int = 30  # further on, noise is fitted in three directions at once
 
     def __post_init__(self) -> None:
         _require(0 < self.least_jacobian < 1, "least_jacobian must lie between 0 and 1")
