@@ -30,7 +30,7 @@ def warp(volume: Volume, displacement_mm: Tensor) -> Volume:
         raise ShapeError(
             f"displacement {tuple(displacement_mm.shape)} does not match a volume of {(3, *volume.shape)}"
         )
-    data = volume.data.to(displacement_mm.device, torch.float32)
+    data = volume.data.to(displacement_mm.device, torch.float32).contiguous()
     to_xyz = torch.from_numpy(np.linalg.inv(volume.affine[:3, :3])).to(displacement_mm)
     shift = torch.einsum("ij,j...->i...", to_xyz, displacement_mm).flip(0)  # voxels along Z, Y, X
     inside = torch.ones(volume.shape, dtype=torch.bool, device=data.device)
@@ -50,8 +50,11 @@ def warp(volume: Volume, displacement_mm: Tensor) -> Volume:
 
 
 def _interpolated(data: Tensor, places: list[Tensor], moved: list[int]) -> Tensor:
-    """(Z, Y, X) at `places`: per axis the index, whole numbers along all axes but the `moved` ones."""
-    coefficients = data
+    """(Z, Y, X) at `places`: per axis the index, whole numbers along all axes but the `moved` ones.
+
+    data: contiguous. What is not finite stays in its own cells: a spline would carry it along whole lines.
+    """
+    coefficients = torch.where(data.isfinite(), data, 0.0)
     for axis in moved:
         coefficients = _coefficients(coefficients, axis)
     still = sum(

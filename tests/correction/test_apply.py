@@ -94,6 +94,27 @@ def test_a_small_bright_spot_keeps_its_signal_where_linear_interpolation_loses_i
     assert true - linear > 0.06
 
 
+def test_the_order_in_memory_does_not_matter() -> None:
+    volume = _oblique()
+    displacement = torch.from_numpy(_displacement(volume, (1,)))
+    turned = volume.with_data(volume.data.permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    assert not turned.data.is_contiguous()
+    assert torch.equal(warp(turned, displacement).data, warp(volume, displacement).data)
+
+
+def test_what_is_not_a_number_spoils_only_what_is_read_from_it() -> None:
+    volume = _oblique((5, 20, 5))
+    displacement = torch.from_numpy(_displacement(volume, (1,)))
+    holed = volume.data.clone()
+    holed[2, 10, 2] = torch.nan
+    spoiled = warp(volume.with_data(holed), displacement).data.isnan()
+    # the displacement is at most 1.5 voxels, and a point is read between two
+    assert spoiled.any()
+    assert not spoiled[:, :8].any()
+    assert not spoiled[:, 13:].any()
+    assert int(spoiled.sum()) == int(spoiled[2, :, 2].sum())
+
+
 def test_no_displacement_changes_nothing() -> None:
     volume = _oblique()
     still = warp(volume, torch.zeros(3, *volume.shape))
