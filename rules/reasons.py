@@ -78,7 +78,7 @@ SENTENCES: dict[Code, str] = {
     Code.TIMEOUT: "the correction took longer than {detail} and was stopped",
     Code.WORKER_LOST: "the compute worker stopped while correcting: {detail}",
     Code.NO_DESTINATION: "no destination is configured (delivery.to), so the result stays on this node",
-    Code.UNREACHABLE: "the destination could not be reached: {detail}",
+    Code.UNREACHABLE: "the images did not arrive: {detail}",
     Code.REFUSED: "the destination refused the images: {detail}",
     Code.GAVE_UP: "the destination did not take the images within {detail}",
     Code.COMPANION_REFUSED: (
