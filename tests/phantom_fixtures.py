@@ -9,8 +9,6 @@ from dicom_node.headers import InstanceFacts
 from dicom_node.load import LoadedSeries
 from dicom_node.phantom_study import PhantomStudy
 
-__all__ = ["reference", "source", "study"]
-
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> PhantomStudy:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from finished_correction import finished
-from phantom_fixtures import *  # noqa: F403
+from phantom_fixtures import reference, source, study
 
 from dicom_node.companions import Finished
 from dicom_node.headers import InstanceFacts
 from dicom_node.load import LoadedSeries
+
+__all__ = ["reference", "source", "study"]  # fixtures are found by their names here
 
 
 @pytest.fixture

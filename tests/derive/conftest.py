@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from derived_series import Bench, edited, load_files
-from phantom_fixtures import *  # noqa: F403
+from phantom_fixtures import reference, source, study
 from pydicom import Dataset
 
 from dicom_node.headers import InstanceFacts
 from dicom_node.load import LoadedSeries
 from dicom_node.phantom_study import PhantomStudy
+
+__all__ = ["reference", "source", "study"]  # fixtures are found by their names here
 
 
 @pytest.fixture
