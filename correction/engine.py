@@ -30,10 +30,10 @@ class Correction:
     """Everything that one correction found.
 
     displacement: (3, Z, Y, X) float32, patient LPS mm on b0's grid: corrected(x) = distorted(x + u(x)).
-    jacobian: (Z, Y, X), determinant of x + u(x). reference: resampled on b0's grid, at its pose. mask:
-    (Z, Y, X) bool, the reference's head inside both fields of view, where the figures were taken. landmarks:
-    what was given, kept and dropped. pose: where the rigid step laid the reference. seconds: wall time of
-    each stage.
+    jacobian: (Z, Y, X), determinant of x + u(x). reference: resampled on b0's grid, at its pose, 0 outside
+    its field of view. seen: (Z, Y, X) bool, inside that field of view. mask: (Z, Y, X) bool, the reference's
+    head inside both fields of view, where the figures were taken. landmarks: what was given, kept and
+    dropped. pose: where the rigid step laid the reference. seconds: wall time of each stage.
     """
 
     displacement: Tensor
@@ -46,6 +46,7 @@ class Correction:
     device: str
     b0: Volume
     reference: Volume
+    seen: Tensor
     mask: Tensor
     landmarks: Consensus
     pose: rigid.Pose
@@ -137,7 +138,7 @@ def correct(
         ).contiguous()
         jacobian = frame.to_image(jacobian.to(device)).contiguous()
         on_b0, seen = resample(reference, frame, frame.grid())
-        on_b0 = frame.to_image(on_b0 * seen).contiguous()
+        on_b0, seen = frame.to_image(on_b0 * seen).contiguous(), frame.to_image(seen).contiguous()
         mask = frame.to_image(estimate.on_grid(view.reference_mask, view.grid, frame.grid())).contiguous()
     axis_lps = None if phase_encoding is None else tuple(frame.directions[:, 2])
     figures = quality.measure(
@@ -147,7 +148,7 @@ def correct(
     return Correction(
         displacement=displacement, jacobian=jacobian, quality=figures, verdict=quality.judge(figures),
         settings=settings, phase_encoding=phase_encoding, seed=seed, device=str(device), b0=b0,
-        reference=b0.with_data(on_b0), mask=mask, landmarks=given, pose=pose,
+        reference=b0.with_data(on_b0), seen=seen, mask=mask, landmarks=given, pose=pose,
         seconds=clock.seconds,
     )  # fmt: skip
 

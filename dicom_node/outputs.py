@@ -1,4 +1,4 @@
-"""The files of one correction, as contracted (DESIGN: command line): images, field, report, picture."""
+"""The files of one correction, as contracted: images, field, report, picture."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ def write_picture(
     verdict = document["verdict"]
     images = QcImages(
         reference=correction.reference,
+        seen=correction.seen.cpu().numpy(),
         before=before,
         after=correction.apply(before),
         shift_mm=_length_mm(correction),

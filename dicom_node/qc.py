@@ -23,6 +23,7 @@ EDGE_SIGMA_MM = 1.2  # finer edges are texture, not anatomy
 EDGE_STRONG_PERCENTILE = 90.0  # of the gradient inside the picture: one pixel in ten may start an edge
 EDGE_WEAK_SHARE = 0.45  # hysteresis: an edge goes on where it is this strong
 PIXEL_MM = 0.75  # display pixels; EPI voxels are too coarse to draw lines on
+END_MM = 4.0  # as near to the end of the reference's field of view, an edge may be that end
 EDGE_COLOUR = (1.0, 0.83, 0.1)
 GAMMA = 0.6  # of the grey scale: beside a full bladder or CSF, other tissue would be black
 
@@ -31,10 +32,12 @@ GAMMA = 0.6  # of the grey scale: beside a full bladder or CSF, other tissue wou
 class QcImages:
     """What the picture shows; all on the grid of the DWI.
 
-    shift_mm: (Z, Y, X) length of the displacement. mask: (Z, Y, X) where there is tissue.
+    seen: (Z, Y, X) inside the reference's field of view. shift_mm: (Z, Y, X) length of the displacement.
+    mask: (Z, Y, X) where there is tissue.
     """
 
     reference: Volume
+    seen: npt.NDArray[np.bool_]
     before: Volume
     after: Volume
     shift_mm: Array
@@ -48,12 +51,13 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     turn = _Turn(order, flips)
     before, after = turn(images.before.data.cpu().numpy()), turn(images.after.data.cpu().numpy())
     reference = turn(images.reference.data.cpu().numpy())
+    seen = turn(images.seen.astype(np.float32))
     mask = turn(images.mask.astype(np.float32)) > 0
     white = float(np.percentile(before[mask], 99.5)) if mask.any() else 0.0
     before, after = (_grey(volume, white or float(before.max()) or 1.0) for volume in (before, after))
     # at the rim of the field of view, tissue may be there before the correction only, or hardly give a signal
-    seen = np.minimum(before, after) * mask
-    moved = turn(images.shift_mm) * seen * _structure(reference, spacing)
+    visible = np.minimum(before, after) * mask
+    moved = turn(images.shift_mm) * visible * _structure(reference, seen, spacing)
 
     # the lowest 3 % are the footnote's
     layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.96))
@@ -61,8 +65,9 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a $ in a notice is a $
     grid = figure.subplots(2, 3)
     for column, (name, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
-        index = _slice_with_largest_shift(moved, seen, axis)
-        edges = _edges(_plane(reference, axis, index), _plane_spacing(spacing, axis))
+        index = _slice_with_largest_shift(moved, visible, axis)
+        planes = _plane(reference, axis, index), _plane(seen, axis, index)
+        edges = _edges(*planes, _plane_spacing(spacing, axis))
         for row, (label, volume) in enumerate((("before", before), ("after", after))):
             picture = _resized(_plane(volume, axis, index), _plane_spacing(spacing, axis))
             _draw(grid[row, column], picture, edges, f"{name}, {label}")
@@ -100,22 +105,24 @@ def _grey(volume: Array, white: float) -> Array:
     return shades
 
 
-def _structure(volume: Array, spacing: npt.NDArray[np.float64]) -> Array:
-    """How much of an edge there is at each voxel, 0 none … 1 a strong one."""
-    slopes = [np.gradient(volume, spacing[axis], axis=axis) for axis in range(3)]
-    gradient = np.sqrt(sum(slope**2 for slope in slopes))
+def _structure(volume: Array, seen: Array, spacing: npt.NDArray[np.float64]) -> Array:
+    """How much of an edge there is at each voxel, 0 none … 1 a strong one; 0 at the end of what is seen."""
+    known = np.where(seen > 0, volume, np.float32(np.nan))
+    slopes = [np.gradient(known, spacing[axis], axis=axis) for axis in range(3)]
+    gradient = np.nan_to_num(np.sqrt(sum(slope**2 for slope in slopes)))
     strong = float(np.percentile(gradient, EDGE_STRONG_PERCENTILE)) or 1.0
     share: Array = np.clip(gradient / strong, 0, 1).astype(np.float32)
     return share
 
 
-def _slice_with_largest_shift(moved: Array, seen: Array, axis: int) -> int:
+def _slice_with_largest_shift(moved: Array, visible: Array, axis: int) -> int:
     """The slice where the most edges are moved, in the middle 60 % of what there is to see along this axis.
 
-    seen: (L, P, S) shades of tissue, before and after. moved: these times structure and length of the shift.
+    visible: (L, P, S) shades of tissue, before and after. moved: these times structure and length of the
+    shift.
     """
     others = tuple(a for a in range(3) if a != axis)
-    tissue = np.cumsum(seen.sum(axis=others, dtype=np.float64))
+    tissue = np.cumsum(visible.sum(axis=others, dtype=np.float64))
     middle = (tissue >= 0.2 * tissue[-1]) & (tissue <= 0.8 * tissue[-1])
     shift = np.where(middle, moved.sum(axis=others), -1.0)
     return int(np.argmax(shift)) if middle.any() else len(tissue) // 2
@@ -148,16 +155,19 @@ def _resized(plane: Array, spacing: tuple[float, float]) -> Array:
     return np.asarray(sitk.GetArrayFromImage(_image(plane, spacing)))
 
 
-def _edges(plane: Array, spacing: tuple[float, float]) -> npt.NDArray[np.bool_]:
+def _edges(plane: Array, seen: Array, spacing: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    """Canny edges of `plane`, but none where its field of view ends. seen: 1 inside, 0 outside of it."""
     image = _image(plane, spacing)
     image.SetSpacing((1.0, 1.0))  # the Canny filter differentiates per pixel, whatever the spacing
+    inside = sitk.BinaryErode(_image(seen, spacing) > 0.5, [round(END_MM / PIXEL_MM)] * 2)
+    known = sitk.GetArrayFromImage(inside) > 0
     sigma = EDGE_SIGMA_MM / PIXEL_MM
     gradient = sitk.GetArrayFromImage(sitk.GradientMagnitudeRecursiveGaussian(image, sigma))
-    strong = float(np.percentile(gradient, EDGE_STRONG_PERCENTILE))
+    strong = float(np.percentile(gradient[known], EDGE_STRONG_PERCENTILE)) if known.any() else 0.0
     if strong <= 0:
-        return np.zeros_like(gradient, dtype=bool)
+        return np.zeros_like(known)
     edges = sitk.CannyEdgeDetection(image, EDGE_WEAK_SHARE * strong, strong, [sigma**2] * 2, [0.05, 0.05])
-    found: npt.NDArray[np.bool_] = sitk.GetArrayFromImage(edges) > 0
+    found: npt.NDArray[np.bool_] = (sitk.GetArrayFromImage(edges) > 0) & known
     return found
 
 

@@ -70,7 +70,8 @@ def finished(
     picture = out.parent / "qc.png"
     b0 = source.volume(0)
     length = np.linalg.norm(displacement_mm, axis=0).astype(np.float32)
-    images = QcImages(b0, b0, b0, length, b0.data.numpy() > 10)
+    tissue = b0.data.numpy() > 10
+    images = QcImages(b0, np.ones_like(tissue), b0, b0, length, tissue)
     write_qc(picture, images, title="title", footnote=policy.companions.notice)
     return Finished.of(
         source,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ def images_of(case: PhantomCase, reference: Volume | None = None) -> QcImages:
     after = case.undistorted
     return QcImages(
         reference=reference or after,
+        seen=np.ones_like(case.tissue.numpy()),
         before=case.b0,
         after=after,
         shift_mm=case.displacement_mm.norm(dim=0).numpy(),
@@ -66,7 +68,7 @@ def test_the_edges_are_the_reference_s_and_so_the_same_before_and_after(
 
 def test_before_and_after_show_different_images(case: PhantomCase, tmp_path: Path) -> None:
     images = images_of(case)
-    same = QcImages(images.reference, images.before, images.before, images.shift_mm, images.mask)
+    same = replace(images, after=images.before)
     assert not np.array_equal(written(images, tmp_path / "a.png"), written(same, tmp_path / "b.png"))
 
 
@@ -90,6 +92,7 @@ def test_the_views_do_not_depend_on_how_the_stack_was_acquired(case: PhantomCase
     images = images_of(case)
     other = QcImages(
         turned(images.reference),
+        images.seen,
         turned(images.before),
         turned(images.after),
         images.shift_mm[::-1, :, ::-1].copy(),
@@ -108,14 +111,33 @@ def test_no_view_shows_the_black_rim_of_the_field_of_view(case: PhantomCase, tmp
     before, after = (volume.with_data(volume.data * dark) for volume in (images.before, images.after))
     shift = images.shift_mm.copy()
     shift[:, :, : x // 3] += 20
-    edge = QcImages(images.reference, before, after, shift, images.mask)
+    edge = replace(images, before=before, after=after, shift_mm=shift)
     for row in six(written(edge, tmp_path / "qc.png")):
         grey = row[2][~yellow(row[2])]  # sagittal
         assert grey.std() > 0.05
 
 
+def test_the_end_of_the_reference_s_field_of_view_is_no_edge(case: PhantomCase, tmp_path: Path) -> None:
+    """Outside it the reference is 0, which would be drawn as a straight contour across the head."""
+    images = images_of(case)
+    seen = images.seen.copy()
+    seen[:, : seen.shape[1] // 2] = False  # the front half
+    half = images.reference.with_data(images.reference.data * torch.from_numpy(seen))
+    cut = replace(images, reference=half, seen=seen)
+    known, told = (
+        written(cut, tmp_path / "a.png"),
+        written(replace(cut, seen=images.seen), tmp_path / "b.png"),
+    )
+    for column in (0, 2):  # axial, where the end is a row; sagittal, where it is a column
+        straight = [
+            yellow(six(picture)[1][column]).sum(axis=1 - column // 2).max() for picture in (known, told)
+        ]
+        assert straight[0] < 0.5 * straight[1]
+        assert yellow(six(known)[1][column]).sum() > 0  # the back half keeps its edges
+
+
 def test_an_empty_image_still_gives_a_picture(tmp_path: Path) -> None:
     empty = Volume.from_numpy(np.zeros((4, 8, 8)), np.diag([3.0, 3.0, 4.0, 1.0]))
     nothing = np.zeros((4, 8, 8), dtype=np.float32)
-    images = QcImages(empty, empty, empty, nothing, nothing > 0)
+    images = QcImages(empty, nothing == 0, empty, empty, nothing, nothing > 0)
     assert written(images, tmp_path / "qc.png").size > 0

@@ -73,7 +73,8 @@ def test_the_result_tells_what_was_done(corrected: Correction) -> None:
     assert corrected.settings == methods.clinical()
     assert set(corrected.seconds) == {"prepare", "estimate", "judge", "apply"}
     assert corrected.reference.shape == corrected.b0.shape
-    assert corrected.mask.shape == corrected.b0.shape
+    assert corrected.mask.shape == corrected.seen.shape == corrected.b0.shape
+    assert not corrected.reference.data[~corrected.seen].any()
     figures = json.loads(json.dumps(asdict(corrected.quality)))
     assert figures["candidates"][0]["name"] == "nothing"
     assert figures["agreement_after"] > figures["agreement_before"] + 0.02
