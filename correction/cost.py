@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class CostVolume:
     """Cost of shifting each voxel by each label.
 
     cost: (L, A, B, P), mean squared MIND difference over its weighted SD; labels_mm: first and step;
-    weight: (A, B, P) ≥ 0; grid: where its voxels lie.
+    weight: (A, B, P) ≥ 0; grid: where its voxels lie. around_mm: (A, B, P), the shift that the labels are
+    counted from, or None for zero.
     """
 
     cost: Tensor
@@ -28,6 +30,7 @@ class CostVolume:
     step_mm: float
     weight: Tensor
     grid: Grid
+    around_mm: Tensor | None = None
 
     @property
     def labels_mm(self) -> Tensor:
@@ -45,7 +48,8 @@ class CostVolume:
     def _with_slope(self, shift_mm: Tensor) -> tuple[Tensor, Tensor]:
         """The cost and its derivative by the shift, per mm; both (A, B, P)."""
         count = self.cost.shape[0]
-        position = (shift_mm - self.first_mm) / self.step_mm
+        label_mm = shift_mm if self.around_mm is None else shift_mm - self.around_mm
+        position = (label_mm - self.first_mm) / self.step_mm
         held = position.clamp(1.0, count - 2.0 - 1e-4)
         first = held.floor().long()
         t = held - first
@@ -98,20 +102,61 @@ def along_phase_encode(
     moving(x + d). weight: (A, B, P). Labels −reach_mm … reach_mm by step_mm; each cost is aggregated by a
     Gaussian of aggregation_mm and pooled.
     """
-    count = max(2, round(reach_mm / step_mm))
-    sigma = [aggregation_mm / s for s in grid.spacing_mm]
+    count = _labels_to_a_side(reach_mm, step_mm)
     padded_by = int(count * step_mm / grid.spacing_mm[2]) + 2
     padded = torch.nn.functional.pad(moving[None], [padded_by, padded_by, 0, 0, 0, 0], mode="replicate")[0]
 
-    def layer(label: int) -> Tensor:
-        offset = label * step_mm / grid.spacing_mm[2]
+    def shifted(label_mm: float) -> Tensor:
+        offset = label_mm / grid.spacing_mm[2]
         whole = math.floor(offset)
         part = offset - whole
         start = padded_by + whole
-        shifted = padded[..., start : start + fixed.shape[-1]]
-        if part > 1e-6:
-            shifted = torch.lerp(shifted, padded[..., start + 1 : start + 1 + fixed.shape[-1]], part)
-        difference = ((fixed - shifted) ** 2).mean(0)
+        here = padded[..., start : start + fixed.shape[-1]]
+        if part <= 1e-6:
+            return here
+        return torch.lerp(here, padded[..., start + 1 : start + 1 + fixed.shape[-1]], part)
+
+    return _tabulated(fixed, shifted, weight, grid, count, step_mm, aggregation_mm, pooling)
+
+
+def near(
+    fixed: Tensor,
+    moving: Callable[[Tensor], Tensor],
+    shift_mm: Tensor,
+    weight: Tensor,
+    grid: Grid,
+    reach_mm: float,
+    step_mm: float,
+    aggregation_mm: float,
+    pooling: tuple[int, int, int],
+) -> CostVolume:
+    """The costs close to a shift that is known already; the arguments are as in `along_phase_encode`, but:
+
+    shift_mm: (A, B, P) on `grid`; labels add to it. moving: the descriptors (K, A, B, P) of the b = 0 pulled
+    by a shift. They are of an image that is stretched back already, and neighbours that are averaged may
+    move differently: both matter where the field is steep.
+    """
+    count = _labels_to_a_side(reach_mm, step_mm)
+    table = _tabulated(
+        fixed, lambda label_mm: moving(shift_mm + label_mm), weight, grid, count, step_mm, aggregation_mm,
+        pooling,
+    )  # fmt: skip
+    return replace(table, around_mm=smooth.pool(shift_mm, pooling))
+
+
+def _labels_to_a_side(reach_mm: float, step_mm: float) -> int:
+    return max(2, round(reach_mm / step_mm))
+
+
+def _tabulated(
+    fixed: Tensor, moving: Callable[[float], Tensor], weight: Tensor, grid: Grid, count: int, step_mm: float,
+    aggregation_mm: float, pooling: tuple[int, int, int],
+) -> CostVolume:  # fmt: skip
+    """Costs of −count … count steps; moving: descriptors of the b = 0 shifted by a label in mm."""
+    sigma = [aggregation_mm / s for s in grid.spacing_mm]
+
+    def layer(label: int) -> Tensor:
+        difference = ((fixed - moving(label * step_mm)) ** 2).mean(0)
         return smooth.pool(smooth.gaussian(difference, sigma), pooling)
 
     cost = torch.stack(parallel.each(layer, range(-count, count + 1), fixed.device))

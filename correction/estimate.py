@@ -147,6 +147,25 @@ def costs(
     )  # fmt: skip
 
 
+def costs_near(view: Scene, field: ShiftField, settings: Clinical) -> cost.CostVolume:
+    """Cost volume of the shifts that lie close to a field's."""
+    fixed = descriptors(view.reference, view.reference_mask, view.grid, settings)
+    shift_mm, _ = field.on(view.grid)
+    step = view.grid.spacing_mm[2]
+
+    def head_at(shift_mm: Tensor) -> Tensor:
+        return shifted(view.b0_mask.float(), shift_mm, step) > 0.5
+
+    def moving(shift_mm: Tensor) -> Tensor:
+        return descriptors(shifted(view.b0, shift_mm, step), head_at(shift_mm), view.grid, settings)
+
+    weight = ((view.reference_mask | head_at(shift_mm)) & view.seen).float()
+    return cost.near(
+        fixed, moving, shift_mm, weight, view.grid, settings.near_reach_mm, settings.near_step_mm,
+        settings.near_aggregation_mm, pooling(view.grid, settings.pooled_mm),
+    )  # fmt: skip
+
+
 def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
     """A very smooth field from a wide range of shifts, and the shift that 99 % stays below, mm.
 
@@ -184,7 +203,7 @@ def coarse_search(
 
     The first strength is fitted from zero and from the wide search, and the lower energy kept: the two
     see the same table. The others start from that answer. Where the fields of air lower the energy, all
-    answers have them; else none has.
+    answers have them, and are fitted once more to the costs close to them; else none has.
     """
     wide, found_mm = wide_search(pair, settings)
     reach = min(max(settings.reach_mm, found_mm + 4.0), settings.most_reach_mm + 4.0)
@@ -195,11 +214,12 @@ def coarse_search(
     )  # fmt: skip
 
     def fitted(
-        start: Fit | Tensor | None, spacings: tuple[float, ...], bending: float, air: AirFields | None
-    ) -> Fit:
+        start: Fit | Tensor | None, spacings: tuple[float, ...], bending: float, air: AirFields | None,
+        costs: cost.CostVolume = table, landmark_weight: float = settings.landmark_weight,
+    ) -> Fit:  # fmt: skip
         return fit_shifts(
-            table, spacings, bending, settings, settings.iterations, start=start, air=air,
-            landmarks=landmarks, landmark_weight=settings.landmark_weight,
+            costs, spacings, bending, settings, settings.iterations, start=start, air=air,
+            landmarks=landmarks, landmark_weight=landmark_weight,
         )  # fmt: skip
 
     starts = (None, wide.on(table.grid)[0])
@@ -216,12 +236,14 @@ def coarse_search(
         )
         # whether air is the cause shows in the energy, at equal bending; the judge's signals cannot tell
         if without.energy - with_air.energy > settings.air_least_gain:
-            fits = parallel.each(lambda bending: fitted(with_air, last, bending, air), stiffer, device)
-            fits = fits or [with_air]
-            return [
-                (f"{AIR} at bending {bending:g}", ShiftField((fit.stage,)))
-                for bending, fit in zip(stiffer or [first], fits, strict=True)
-            ]
+
+            def close(bending: float) -> tuple[str, ShiftField]:
+                far = fitted(with_air, last, bending, air, table, settings.landmark_weight_air)
+                again = costs_near(view, ShiftField((far.stage,)), settings)
+                fit = fitted(far, last, bending, air, again, settings.landmark_weight_near)
+                return f"{AIR} at bending {bending:g}", ShiftField((fit.stage,))
+
+            return [close(bending) for bending in stiffer or [first]]
     others = parallel.each(lambda bending: fitted(best, last, bending, None), other_bendings, device)
     return [
         (f"coarse at bending {bending:g}", ShiftField((fit.stage,)))

@@ -36,7 +36,7 @@ class _Overridable:
 class Clinical(_Overridable):
     """Phase-encode-only search on a MIND cost volume, then a B-spline with bending energy.
 
-    Lengths are millimetres. Values are those of the team's measurements (docs/accuracy.md), not theory.
+    Lengths are millimetres. Values come from measurements (docs/accuracy.md), not from theory.
     """
 
     name: Literal["clinical"] = "clinical"
@@ -84,6 +84,10 @@ class Clinical(_Overridable):
     air_least_ml: float = 0.5
     air_spacing_mm: float = 5.0  # of the spline that holds these fields
     air_ridge: float = 1e-5  # on strengths, (mm per ppm)^−2
+    # once air is in the field, its costs are taken anew close to it
+    near_reach_mm: float = 4.0
+    near_step_mm: float = 1.0
+    near_aggregation_mm: float = 2.0
     cost_curvature: float = 0.02  # scales the search only: cost per mm², standard deviations
 
     # fine pass
@@ -96,6 +100,9 @@ class Clinical(_Overridable):
     # landmarks
     landmark_weight: float = 3.0  # of a set that is fully believed; usual sets are trusted by a half
     landmark_weight_fine: float = 1.8
+    # with air in the field: the images say more there, and landmarks no longer have to hold it together
+    landmark_weight_air: float = 1.5
+    landmark_weight_near: float = 1.25
     landmark_huber_mm: float = 1.5
 
     # choice among candidates: a field must beat "nothing" by this much

@@ -1,4 +1,4 @@
-"""Block matching on MIND-SSC: landmarks without a network and without weights (ALGORITHM.md §3.3).
+"""Block matching on MIND-SSC: landmarks without a network and without weights.
 
 The cost of every shift along phase encode is the mean MIND difference in a block; a point takes its best
 shift, to a part of a voxel, where the search back from the b = 0 agrees.

@@ -2,7 +2,8 @@
 
 import torch
 
-from correction.cost import CostVolume, along_phase_encode
+from correction import estimate, smooth
+from correction.cost import CostVolume, along_phase_encode, near
 from correction.grid import Grid
 
 
@@ -44,3 +45,23 @@ def test_the_table_is_the_same_on_one_thread_and_on_two() -> None:
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=1e-6)
+
+
+def test_costs_near_a_steep_field_are_least_where_the_field_is_right() -> None:
+    grid = Grid((0.0, 0.0, 0.0), (2.0, 2.0, 2.0), (6, 8, 40))
+    textures = torch.rand(12, *grid.shape, generator=torch.Generator().manual_seed(5))
+    textures = smooth.gaussian(textures, [1.0, 1.0, 1.0])
+    right = (4.0 * torch.sin(torch.arange(40) / 5.0)).expand(grid.shape).contiguous()  # slopes of 0.4
+
+    def moving(shift_mm: torch.Tensor) -> torch.Tensor:
+        return torch.stack([estimate.shifted(texture, shift_mm, 2.0) for texture in textures])
+
+    guess = right + 1.0
+    weight = torch.ones(grid.shape)
+    table = near(moving(right), moving, guess, weight, grid, 3.0, 0.5, 2.0, (2, 2, 2))
+    inner = (..., slice(5, 15))  # of 20 pooled voxels: no edge is repeated within three millimetres
+    assert table.around_mm is not None
+    corrected = smooth.pool(right, (2, 2, 2))
+    assert float(table.at(corrected)[inner].max()) < 1e-6
+    for off_mm in (-1.5, -0.5, 0.5, 1.5):
+        assert bool((table.at(corrected + off_mm)[inner] > table.at(corrected)[inner] + 0.01).all())
