@@ -22,6 +22,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+from pydicom import config as pydicom_config
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
@@ -34,6 +35,7 @@ from dicom_node.log import get_logger
 from dicom_node.received import UNCOMPRESSED, supported_storage_classes, supported_transfer_syntaxes
 from dicom_node.sockets import (
     GuardedServer,
+    SharedContexts,
     TlsSettings,
     close_for_both,
     server_context,
@@ -163,6 +165,7 @@ class Listener:
             server_class=GuardedServer,
         )
         entity._servers.append(server)  # as AE.start_server does; shutdown() removes it again
+        server.contexts = SharedContexts(server.contexts)
         server.tls = tls
         server.first_bytes_timeout_s = settings.acse_timeout_s
         server.each_tick = self._bury_lost_associations
@@ -351,6 +354,8 @@ def run_listener(
     if prepare is not None:
         prepare()
     warnings.simplefilter("ignore")  # pydicom's warnings quote values of elements
+    # and what it would warn of takes a quarter of the time that an association costs
+    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     wake_read, wake_write = os.pipe()
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake_write, b"."))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides

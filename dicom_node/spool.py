@@ -73,6 +73,7 @@ class Part:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self.size = 0  # bytes written
+        self.placed = False  # among the instances: nothing is left below incoming/
         self._file = file
 
     def write(self, piece: Bytes) -> None:
@@ -101,6 +102,8 @@ class Part:
         """Close and delete it; no error when it is gone or has been placed."""
         with suppress(OSError):
             self._file.close()
+        if self.placed:
+            return
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
@@ -155,6 +158,7 @@ class Spool:
         with _as_spool_error("the instance could not be stored"):
             if not target.exists():
                 part.path.rename(target)
+                part.placed = True
             elif filecmp.cmp(part.path, target, shallow=False):
                 part.discard()
             else:

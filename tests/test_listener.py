@@ -19,10 +19,10 @@ from certificates import make_certificates, tls
 from instances import encoded, mr_dataset, write_series
 from listening import UID, Node, Scu, listener_process, starting, store_request, wait_until
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 from pynetdicom.dimse_primitives import C_ECHO
 from pynetdicom.service_class import VerificationServiceClass
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from dicom_node import arrivals, sockets
 from dicom_node import listener as listener_module
@@ -156,6 +156,15 @@ def test_a_ledger_older_than_the_disk_never_costs_an_instance(start: Callable[..
 def test_explicit_vr_is_chosen_when_the_scanner_leaves_the_choice(start: Callable[..., Node]) -> None:
     with Scu(start().port, syntaxes=[ImplicitVRLittleEndian, ExplicitVRLittleEndian]) as scu:
         assert scu.association.accepted_contexts[0].transfer_syntax == [ExplicitVRLittleEndian]
+
+
+def test_what_one_association_negotiates_is_nothing_to_the_next(start: Callable[..., Node]) -> None:
+    """They share the contexts that the listener supports."""
+    node = start(takes_commitments=True)
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        for sop_class in (MRImageStorage, Verification, StorageCommitmentPushModel):
+            with Scu(node.port, sop_class=sop_class, syntaxes=[syntax]) as scu:
+                assert [c.transfer_syntax for c in scu.association.accepted_contexts] == [[syntax]]
 
 
 @pytest.mark.parametrize("sop_class", ["1.3.46.670589.11.0.0.12.1", "1.2.840.10008.5.1.4.1.1.9"])

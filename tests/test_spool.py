@@ -80,6 +80,16 @@ def test_file_and_directory_are_fsynced_before_receive_returns(
     assert synced[2] == str((spool.root / path).parent)
 
 
+def test_a_part_that_was_placed_is_not_discarded_any_more(spool: Spool) -> None:
+    part = spool.open_part()
+    part.write(b"image")
+    part.sync()
+    placed = spool.place(part, UID, 1)
+    part.discard()
+    assert (spool.root / placed).read_bytes() == b"image"
+    assert not list((spool.root / "incoming").iterdir())
+
+
 def test_receiving_the_same_bytes_again_changes_nothing(spool: Spool) -> None:
     first = spool.receive(UID, 1, b"meta", b"data")
     written = (spool.root / first).stat().st_mtime_ns
