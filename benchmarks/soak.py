@@ -49,6 +49,7 @@ ENDS = {"sent", "committed", "skipped", "withheld", "failed", "superseded"}
 DELIVERED = {"sent", "committed"}
 SETTLE_S = 600.0
 WARM_UP_S = 20.0  # of a process that was just started again: it still grows
+COURSE_S = 20.0
 KINDS = ("whole", "whole", "whole", "whole", "no reference", "slice missing")
 FLAT = {"rss_bytes": 1.15, "threads": 1.1, "descriptors": 1.1}  # last quarter of the calm time over its first
 
@@ -241,6 +242,20 @@ def flatness(found: list[Sample]) -> dict[str, dict[str, float]]:
     return told
 
 
+def course(found: list[Sample]) -> list[dict[str, Any]]:
+    """Each process over its life, a row every COURSE_S: what the medians of `flatness` leave out."""
+    rows: list[dict[str, Any]] = []
+    due: dict[tuple[str, int], float] = {}
+    for sample in found:
+        key = sample.process, sample.pid
+        if sample.at >= due.get(key, 0.0):
+            due[key] = sample.at + COURSE_S
+            figures = {what: getattr(sample, what) for what in FLAT}
+            passed = {"process": sample.process, "pid": sample.pid, "at_s": round(sample.at - found[0].at)}
+            rows.append(passed | figures)
+    return rows
+
+
 # -------------------------------------------------------------------- the run
 
 
@@ -276,7 +291,8 @@ def run(folder: Path, minutes: float, every_s: float, seed: int) -> dict[str, An
             _progress(now - began, minutes, scanner, killer)
         stop.set()
         sending.join()
-        return _finish(folder, api, pacs, scanner, killer, calm, began, pacs_service)
+        found = _finish(folder, api, pacs, scanner, killer, calm, began, pacs_service)
+        return found | {"course": course(watched)}
     finally:
         stop.set()
         node_service.stop()
@@ -352,7 +368,7 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         found = run(options.keep or Path(temporary), options.minutes, options.every, options.seed)
-    print(json.dumps(found, indent=2))
+    print(json.dumps({name: what for name, what in found.items() if name != "course"}, indent=2))
     save(options.json, [found])
     if wrong := verdict(found):
         sys.exit("\n".join(wrong))
