@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from benchmarks import metrics, peers, plots
 from benchmarks.cases import RECIPES, Case, Split, load_case
 from benchmarks.heads import head
 from benchmarks.networks import machine
-from correction import correct, methods
+from correction import Volume, correct, methods
 from correction.landmarks import Landmarks, find_landmarks
 from correction.phantom import head_case
 
@@ -79,7 +80,20 @@ def engine(
     return Found(result.displacement.cpu(), before_s + clock.cpu_s(), str(result.verdict.level))
 
 
-def landmarks(case: Case, matcher: str, device: str, store: Path | None) -> tuple[Landmarks, float]:
+class Images(Protocol):
+    """What landmarks are found between; of a case, or of a pair without a truth."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def b0(self) -> Volume: ...
+    @property
+    def reference(self) -> Volume: ...
+    @property
+    def phase_encoding(self) -> str: ...
+
+
+def landmarks(case: Images, matcher: str, device: str, store: Path | None) -> tuple[Landmarks, float]:
     """Landmarks and the seconds they cost; found once for a case and kept: several methods ask for them."""
     kept = store / case.name / "landmarks.pt" if store else None
     if kept and kept.exists():

@@ -1,11 +1,15 @@
 """The verdict on right pairs and on pairs made wrong on purpose.
 
     python -m benchmarks.adversarial --data FOLDER [--cases FOLDER] [--matcher NAME] [--only WORD]
-                                                   [--set key=value] [--json FILE]
+                                     [--part 1/2] [--cache FOLDER [--landmarks | --again | --kept]]
+                                     [--set key=value] [--json FILE]
 
 FOLDER holds the unpacked studies; --cases a folder of simulated cases that benchmarks.cases saved. Wanted:
 no wrong pair and no harmful correction (its error above the uncorrected one) ends `pass`, nine of ten right
 pairs do. One line a pair, all figures as JSON.
+About fifty pairs take most of an hour on one core, so each is kept in --cache as soon as it is there, its
+landmarks by themselves: --landmarks stops at these, --again corrects anew with them (they do not depend on
+the method's settings), --kept computes nothing. --part takes every n-th pair.
 """
 
 from __future__ import annotations
@@ -13,15 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import accuracy
 from benchmarks.cases import load_case
 from benchmarks.field_map import shifts
 from benchmarks.heads import nifti, sampled
@@ -29,7 +35,7 @@ from benchmarks.truth import STUDIES, field_map, mean_b0, series
 from correction import Volume, correct, disturbed, methods
 from correction.engine import Correction
 from correction.errors import CorrectionError
-from correction.landmarks import find_landmarks
+from correction.landmarks import Landmarks
 from correction.phantom import head_case, warped
 from dicom_node.load import load, load_reference
 
@@ -96,6 +102,10 @@ class Studies:
             yield Pair(
                 f"phantom {seed}", made.b0, made.reference, "j", True, made.displacement_mm, made.tissue
             )
+            yield Pair(
+                f"phantom {seed}, undistorted", made.undistorted, made.reference, "j", True,
+                torch.zeros_like(made.displacement_mm), made.tissue,
+            )  # fmt: skip
         for seed, b0, reference, largest_mm, smooth_mm in (
             (11, "flair", "t1", 9.0, 22.0), (13, "t2", "flair", 10.0, 22.0), (14, "t2", "t1", -12.0, 30.0),
             (15, "t2", "t1", 2.5, 30.0),
@@ -142,7 +152,8 @@ class Studies:
         yield Pair("xa30", b0, reference, axis, True, vectors, torch.from_numpy(truth.brain))
         for name, study, dwi, anatomy in (
             ("philips", "philips-classic", 2201, 1301), ("uih ap", "uih", 9, 2), ("uih pa", "uih", 6, 2),
-            ("prostate 0218/8", "prostatex-0218", 8, 5), ("prostate 0000/6", "prostatex-0000", 6, 4),
+            ("prostate 0218, series 8", "prostatex-0218", 8, 5),
+            ("prostate 0000, series 6", "prostatex-0000", 6, 4),
         ):  # fmt: skip
             yield Pair(name, *self.dicom(study, dwi, anatomy), True)
         folder = self._data / "isles22_0009"
@@ -204,22 +215,64 @@ def thinned(volume: Volume, step: int) -> Volume:
     return Volume(data, affine)
 
 
-def run(pair: Pair, matcher: str, changes: list[str]) -> Outcome:
-    """One correction, its verdict, and its error where there is a truth."""
-    settings = methods.clinical().override(changes)
-    try:
-        landmarks = None
-        if matcher != "none":
-            landmarks = find_landmarks(pair.b0, pair.reference, pair.phase_encoding, matcher)
-        result = correct(pair.b0, pair.reference, pair.phase_encoding, settings, landmarks)
-    except CorrectionError as error:  # refused: as good as a rejection
-        return Outcome(pair.name, pair.right, "refused", (type(error).__name__,), "", None, None, {})
-    before, after = _errors(pair, result)
-    figures = {k: v for k, v in asdict(result.quality).items() if k != "candidates"}
-    return Outcome(
-        pair.name, pair.right, str(result.verdict.level), tuple(r.code for r in result.verdict.reasons),
-        result.quality.chosen, before, after, figures,
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How pairs are corrected, and where what was found is kept. store: None keeps nothing."""
+
+    matcher: str
+    changes: tuple[str, ...]
+    store: Path | None
+    again: bool = False
+
+    def landmarks(self, pair: Pair) -> Landmarks | None:
+        if self.matcher == "none":
+            return None
+        return accuracy.landmarks(pair, self.matcher, "cpu", self._folder)[0]
+
+    def kept(self, pair: Pair) -> Outcome | None:
+        """What an earlier run found of the pair."""
+        path = self._path(pair)
+        if path is None or not path.exists():
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Outcome(**{**stored, "reasons": tuple(stored["reasons"])})
+
+    def outcome(self, pair: Pair) -> Outcome:
+        """From the cache if it is there, else computed and kept."""
+        if not self.again and (kept := self.kept(pair)):
+            return kept
+        found, path = self._corrected(pair), self._path(pair)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")  # whole or not at all: a run may be stopped at any time
+            part.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+            part.replace(path)
+        return found
+
+    @property
+    def _folder(self) -> Path | None:
+        return self.store / self.matcher if self.store else None
+
+    def _path(self, pair: Pair) -> Path | None:
+        return (
+            self._folder / pair.name / f"{'-'.join(('outcome', *self.changes))}.json"
+            if self._folder
+            else None
+        )
+
+    def _corrected(self, pair: Pair) -> Outcome:
+        """One correction, its verdict, and its error where there is a truth."""
+        settings = methods.clinical().override(self.changes)
+        try:
+            result = correct(pair.b0, pair.reference, pair.phase_encoding, settings, self.landmarks(pair))
+        except CorrectionError as error:  # refused: as good as a rejection
+            return Outcome(pair.name, pair.right, "refused", (type(error).__name__,), "", None, None, {})
+        before, after = _errors(pair, result)
+        figures = {k: v for k, v in asdict(result.quality).items() if k != "candidates"}
+        return Outcome(
+            pair.name, pair.right, str(result.verdict.level), tuple(r.code for r in result.verdict.reasons),
+            result.quality.chosen, before, after, figures,
+        )  # fmt: skip
 
 
 def _errors(pair: Pair, result: Correction) -> tuple[float | None, float | None]:
@@ -236,6 +289,41 @@ def line(outcome: Outcome) -> str:
     )
 
 
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """Verdicts of right, wrong and harmful pairs; a harmful correction counts as such alone."""
+    lines = []
+    for kind, chosen in (
+        ("right", [o for o in outcomes if o.right and not o.harmful]),
+        ("wrong", [o for o in outcomes if not o.right and not o.harmful]),
+        ("harmful", [o for o in outcomes if o.harmful]),
+    ):
+        lines.append(f"{kind} pairs: {dict(Counter(o.verdict for o in chosen))}")
+    passed = [o.name for o in outcomes if o.verdict == "pass" and (o.harmful or not o.right)]
+    return "\n".join([*lines, f"wrong or harmful, and passed: {passed}"])
+
+
+def pairs(data: Path, cases: Path | None, only: str) -> Iterator[Pair]:
+    studies = Studies(data, cases)
+    for pair in chain(studies.real(), studies.simulated(), studies.wrong()):
+        if only in pair.name:
+            yield pair
+
+
+def _landmarks_of(how: Run, pair: Pair) -> int:
+    try:
+        found = how.landmarks(pair)
+    except CorrectionError:  # the correction will be refused for the same reason
+        return 0
+    return 0 if found is None else len(found)
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, _, step = text.partition("/")
+    if not (first.isdigit() and step.isdigit() and 1 <= int(first) <= int(step)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 1 to n")
+    return int(first), int(step)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -245,23 +333,32 @@ def main() -> None:
     parser.add_argument("--matcher", default="auto", help="as correction.landmarks.find_landmarks takes it")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--only", default="", help="pairs whose name holds this word")
+    parser.add_argument("--part", type=_part, default=(1, 1), help="i/n: every n-th pair, from the i-th on")
+    parser.add_argument("--cache", type=Path, help="landmarks and outcomes are kept here")
+    parser.add_argument("--landmarks", action="store_true", help="find and keep landmarks, correct nothing")
+    parser.add_argument("--again", action="store_true", help="correct anew what the cache has")
+    parser.add_argument("--kept", action="store_true", help="run nothing: what the cache has")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    studies = Studies(arguments.data, arguments.cases)
+    if (arguments.landmarks or arguments.again or arguments.kept) and not arguments.cache:
+        parser.error("--landmarks, --again and --kept need --cache")
+    how = Run(arguments.matcher, tuple(arguments.changes), arguments.cache, arguments.again)
+    first, step = arguments.part
     outcomes: list[Outcome] = []
-    kinds: tuple[Callable[[], Iterator[Pair]], ...] = (studies.real, studies.simulated, studies.wrong)
-    for kind in kinds:
-        for pair in kind():
-            if arguments.only not in pair.name:
-                continue
-            outcomes.append(run(pair, arguments.matcher, arguments.changes))
-            print(line(outcomes[-1]), flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
-    for right in (True, False):
-        counted = Counter(o.verdict for o in outcomes if o.right is right and not o.harmful)
-        print("right" if right else "wrong", "pairs:", dict(counted))
-    print("harmful and passed:", [o.name for o in outcomes if o.harmful and o.verdict == "pass"])
+    for pair in islice(pairs(arguments.data, arguments.cases, arguments.only), first - 1, None, step):
+        if arguments.landmarks:
+            found = _landmarks_of(how, pair)
+            print(f"{pair.name:42} {found} landmarks", flush=True)
+            continue
+        outcome = how.kept(pair) if arguments.kept else how.outcome(pair)
+        if outcome is None:
+            continue
+        outcomes.append(outcome)
+        print(line(outcome), flush=True)
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+    print(summary(outcomes))
 
 
 if __name__ == "__main__":
