@@ -6,9 +6,10 @@
 The paper-like cases that --only fits (or one synthetic head), one setting of `methods.paper` changed at a
 time; mutual information of --samples voxels of the reference, drawn anew in every iteration, instead of all.
 `--every-voxel` runs the published setting alone, to the letter, and says how long it takes.
-Fields are kept in --cache, so that a run which was cut short goes on where it stopped.
-Prints a Markdown table: field RMSE in the brain, PSNR, NCC and SSIM of the corrected b = 0, folded voxels,
-processor seconds (with the landmarks', where they are used); means where there is more than one case.
+The published setting and its like without landmarks run with other random numbers, too (network, samples):
+differences below theirs say nothing. Fields are kept in --cache, so that a run which was cut short goes on
+where it stopped. Prints a Markdown table a case: field RMSE in the brain, PSNR, NCC and SSIM of the corrected
+b = 0, folded voxels, processor seconds (with the landmarks', where they are used) and our own verdict.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from benchmarks.accuracy import (
     MATCHER,
@@ -37,33 +37,43 @@ from benchmarks.cases import Case
 from benchmarks.networks import machine
 from correction import Landmarks, correct, methods
 
-Variant = tuple[str, tuple[str, ...], bool]  # title, changed settings, with landmarks
+
+class Variant(NamedTuple):
+    """One thing changed; changes: of the settings, as text."""
+
+    title: str
+    changes: tuple[str, ...] = ()
+    with_landmarks: bool = True
+    seed: int = 0
+
 
 WEIGHTS = (0.1, 0.5, 1.0, 2.0, 5.0)  # 2 and 30 are the published ones
 SPACINGS = (5, 10, 20, 30, 40)
+PUBLISHED, WITHOUT = "as published", "no landmarks"
+SEEDS = (1, 2)
 VARIANTS: tuple[Variant, ...] = (
-    ("as published", (), True),
-    ("no landmarks", (), False),
-    ("no B-spline: the network at every point", ("parameterisation=dense",), True),
-    ("no network: free control points", ("parameterisation=control_points", "learning_rate=0.004"), True),
-    ("Fourier features σ = 1", ("fourier_sigma=1",), True),
-    ("along phase encode only", ("phase_encode_only=true",), True),
-    *((f"λ = {w:g}", (f"landmark_weight={w}",), True) for w in WEIGHTS if w != 2.0),
-    *((f"spacing {s} voxels", (f"spacing_voxels={s}",), True) for s in SPACINGS if s != 30),
+    Variant(PUBLISHED),
+    Variant(WITHOUT, with_landmarks=False),
+    Variant("no B-spline: the network at every point", ("parameterisation=dense",)),
+    Variant("no network: free control points", ("parameterisation=control_points", "learning_rate=0.004")),
+    Variant("Fourier features σ = 1", ("fourier_sigma=1",)),
+    Variant("along phase encode only", ("phase_encode_only=true",)),
+    *(Variant(f"λ = {w:g}", (f"landmark_weight={w}",)) for w in WEIGHTS if w != 2.0),
+    *(Variant(f"spacing {s} voxels", (f"spacing_voxels={s}",)) for s in SPACINGS if s != 30),
+    *(Variant(f"{PUBLISHED}, seed {n}", seed=n) for n in SEEDS),
+    *(Variant(f"{WITHOUT}, seed {n}", with_landmarks=False, seed=n) for n in SEEDS),
 )
 
 
 # what benchmarks.accuracy runs as well: kept by its names, so that neither computes the other's again
-SHARED = {"as published": "paper", "no landmarks": "paper, no landmarks"}
+SHARED = {PUBLISHED: "paper", WITHOUT: "paper, no landmarks"}
 
 
-def fitted(
-    case: Case, changes: Sequence[str], samples: int, found: Landmarks | None, before_s: float
-) -> Found:
-    """The published method with some settings changed; before_s: what the landmarks cost."""
-    settings = methods.paper().override([f"samples={samples}", *changes])
+def fitted(case: Case, variant: Variant, samples: int, found: Landmarks | None, before_s: float) -> Found:
+    """The published method with something changed; before_s: what the landmarks cost."""
+    settings = methods.paper().override([f"samples={samples}", *variant.changes])
     clock = Clock()
-    result = correct(case.b0, case.reference, case.phase_encoding, settings, found)
+    result = correct(case.b0, case.reference, case.phase_encoding, settings, found, seed=variant.seed)
     return Found(result.displacement, before_s + clock.cpu_s(), str(result.verdict.level))
 
 
@@ -74,69 +84,89 @@ def measured(
     found, cost_s = landmarks(case, MATCHER, "cpu", store)
     print(f"{case.name}: {len(found)} landmarks found", flush=True)
     rows = []
-    for title, changes, with_landmarks in variants:
-        name = f"ablation {samples} {title}"
+    for variant in variants:
+        name = f"ablation {samples} {variant.title}"
         if samples == PAPER_SAMPLES:
-            name = SHARED.get(title, name)
+            name = SHARED.get(variant.title, name)
         if kept_only and not (store and kept_at(store, case, name).exists()):
             continue
-        given = (found, cost_s) if with_landmarks else (None, 0.0)
-        estimator = partial(fitted, changes=changes, samples=samples, found=given[0], before_s=given[1])
-        rows.append(row_of(case, title, run(case, name, estimator, store)))
+        given = (found, cost_s) if variant.with_landmarks else (None, 0.0)
+        estimator = partial(fitted, variant=variant, samples=samples, found=given[0], before_s=given[1])
+        rows.append(row_of(case, variant.title, run(case, name, estimator, store)))
         print(line(rows[-1]), flush=True)
     return rows
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """Means over the cases."""
-    shown = {"rmse_mm": ".2f", "psnr_db": ".2f", "ncc": ".3f", "ssim": ".3f"}
-    lines = [
-        "| | cases | RMSE mm | PSNR dB | NCC | SSIM | folded ‰ | CPU s |",
-        "|---" * 8 + "|",
-    ]
-    for title in dict.fromkeys(str(row["method"]) for row in rows):
-        some = [row for row in rows if row["method"] == title and "failed" not in row]
-        if some:
-            values = " | ".join(format(_mean(some, figure), how) for figure, how in shown.items())
-            folded, cpu_s = 1000 * _mean(some, "folded"), _mean(some, "cpu_s")
-            lines.append(f"| {title} | {len(some)} | {values} | {folded:.1f} | {cpu_s:.0f} |")
+def tables(rows: Sequence[dict[str, object]]) -> str:
+    """One a case: means over cases would hide that not every variant was run on each."""
+    shown = {"rmse_mm": "RMSE mm", "p95_mm": "p95", "psnr_db": "PSNR dB", "ncc": "NCC", "ssim": "SSIM"}
+    head = ["", *shown.values(), "folded ‰", "CPU s", "verdict"]
+    lines: list[str] = []
+    for case in dict.fromkeys(str(row["case"]) for row in rows):
+        lines += [f"\n### {case}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        for row in rows:
+            if row["case"] == case and "failed" not in row:
+                values = [f"{_figure(row, name):.{3 if name in ('ncc', 'ssim') else 2}f}" for name in shown]
+                rest = [f"{1000 * _figure(row, 'folded'):.1f}", f"{_figure(row, 'cpu_s'):.0f}"]
+                lines.append(
+                    "| " + " | ".join([str(row["method"]), *values, *rest, str(row["verdict"])]) + " |"
+                )
     return "\n".join(lines)
 
 
-def _mean(rows: Sequence[dict[str, object]], figure: str) -> float:
-    return float(np.mean([value for row in rows if isinstance(value := row[figure], float)]))
+def _figure(row: dict[str, object], name: str) -> float:
+    value = row[name]
+    assert isinstance(value, float)
+    return value
 
 
 def draw(rows: Sequence[dict[str, object]], path: Path) -> None:
-    """λ and spacing against the field's RMSE, a line a case; dashed: without landmarks."""
+    """λ and spacing against the field's RMSE and PSNR, a colour a case.
+
+    Small symbols at the published setting: other random numbers. Dashed: without landmarks, all its seeds.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for case, (colour, marker) in zip(
-        dict.fromkeys(str(row["case"]) for row in rows), (("#0072B2", "o"), ("#D55E00", "s")), strict=False
-    ):
-        by_title = {str(row["method"]): row.get("rmse_mm") for row in rows if row["case"] == case}
-        published = by_title.get("as published")
-        for panel, values, title, usual, name in (
-            (panels[0], WEIGHTS, "λ = {:g}", 2.0, "weight of landmarks λ"),
-            (panels[1], SPACINGS, "spacing {:g} voxels", 30, "spacing of control points, voxels"),
-        ):
-            found = [published if v == usual else by_title.get(title.format(v)) for v in values]
-            there = [(v, f) for v, f in zip(values, found, strict=True) if f is not None]
-            panel.plot(*zip(*there, strict=True), marker=marker, color=colour, label=case)
-            if (without := by_title.get("no landmarks")) is not None:
-                panel.axhline(without, color=colour, linestyle="--", linewidth=1)
-            panel.set_xlabel(name)
-            panel.grid(alpha=0.3)
-    panels[0].set_xscale("log")
-    panels[0].set_xticks(WEIGHTS, [f"{w:g}" for w in WEIGHTS])
-    panels[0].minorticks_off()
-    panels[0].set_ylabel("field RMSE, mm")
-    panels[0].set_ylim(bottom=0)
-    panels[1].legend(fontsize=8)
+    sweeps = (
+        (WEIGHTS, "λ = {:g}", 2.0, "weight of landmarks λ"),
+        (SPACINGS, "spacing {:g} voxels", 30, "spacing of control points, voxels"),
+    )
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    cases = dict.fromkeys(str(row["case"]) for row in rows)
+    for case, (colour, marker) in zip(cases, (("#0072B2", "o"), ("#D55E00", "s")), strict=False):
+        for upper, name in ((0, "rmse_mm"), (1, "psnr_db")):
+            values = {
+                str(row["method"]): _figure(row, name)
+                for row in rows
+                if row["case"] == case and "failed" not in row
+            }
+            others, without = _seeds(values, PUBLISHED), _seeds(values, WITHOUT)
+            for panel, (settings, title, usual, _) in zip(panels[upper], sweeps, strict=True):
+                titles = {s: PUBLISHED if s == usual else title.format(s) for s in settings}
+                found = {s: values[t] for s, t in titles.items() if t in values}
+                panel.plot(list(found), list(found.values()), marker=marker, color=colour, label=case)
+                panel.plot([usual] * len(others), others, marker=marker, color=colour, markersize=3.5, ls="")
+                for level in without:
+                    panel.axhline(level, color=colour, linestyle="--", linewidth=0.8)
+    for panel, (settings, _, _, label) in zip(panels[1], sweeps, strict=True):
+        panel.set_xscale("log")
+        panel.set_xticks(settings, [f"{s:g}" for s in settings])
+        panel.minorticks_off()
+        panel.set_xlabel(label)
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("field RMSE, mm")
+    panels[0, 0].set_ylim(bottom=0)
+    panels[1, 0].set_ylabel("PSNR, dB")
+    panels[0, 1].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
+
+
+def _seeds(values: dict[str, float], title: str) -> list[float]:
+    """What a setting found with every seed it was run with, the first included."""
+    return [values[t] for t in (title, *(f"{title}, seed {n}" for n in SEEDS)) if t in values]
 
 
 def main() -> None:
@@ -154,7 +184,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="folder for ablations.png")
     chosen = parser.parse_args()
     samples = 0 if chosen.every_voxel else chosen.samples
-    variants = [v for v in VARIANTS if v[0] in (chosen.variant or [v[0]])]
+    variants = [v for v in VARIANTS if v.title in (chosen.variant or [v.title])]
     if chosen.every_voxel:
         variants = list(VARIANTS[:1])
     print(f"{machine()}; mutual information of {samples or 'all'} voxels")
@@ -165,7 +195,7 @@ def main() -> None:
         rows += measured(case, variants, samples, chosen.cache, chosen.kept)
         if not (chosen.data or chosen.cases):
             break  # one synthetic head is as good as three
-    print(table(rows))
+    print(tables(rows))
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         document = {"machine": machine(), "samples": samples, "rows": rows}
