@@ -132,13 +132,18 @@ def _ants(pair: Pair, restrict: tuple[int, ...] | None, iterations: tuple[int, .
 
 
 def elastix(pair: Pair) -> Array:
-    """itk-elastix B-spline: its default map (Mattes MI, 4 levels), final grid 15 mm, 250 its, head mask."""
+    """itk-elastix B-spline: its default map (Mattes MI, bending energy) but for what a tune case asked for.
+
+    Two levels, a final grid of 30 mm and bending × 50: 2.8 mm there. Its four levels with 15 or 30 mm, with
+    or without the head mask, more samples, shorter steps or more bending end at 19 to 26 mm.
+    """
     import itk
 
     fixed, moving = (_itk(itk, image, pair.spacing_mm) for image in (pair.fixed, pair.moving))
     parameters = itk.ParameterObject.New()
-    chosen = parameters.GetDefaultParameterMap("bspline", 4)
-    chosen["FinalGridSpacingInPhysicalUnits"] = ["15"]
+    chosen = parameters.GetDefaultParameterMap("bspline", 2)
+    chosen["FinalGridSpacingInPhysicalUnits"] = ["30"]
+    chosen["Metric1Weight"] = ["50"]
     chosen["MaximumNumberOfIterations"] = ["250"]
     chosen["RandomSeed"] = ["1"]
     chosen["ErodeMask"] = ["false"]
