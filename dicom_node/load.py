@@ -29,7 +29,7 @@ from dicom_node.headers import (
 )
 from rules.facts import SeriesFacts
 
-B0_UP_TO = 20.0  # s/mm²: at and below this, b-values are one shell, b = 0 (DICOM.md §3.4)
+B0_UP_TO = 20.0  # s/mm²: at and below this, b-values are one shell, b = 0
 SAME_SHELL_WITHIN = 5.0  # s/mm²
 
 Cell = tuple[int, int, FrameFacts]  # volume index, slice index, the slice

@@ -1,4 +1,4 @@
-"""The states of a series, a job and a delivery, and which may follow which (DESIGN: states).
+"""The states of a series, a job and a delivery, and which may follow which.
 
 A table, not branches: the ledger refuses any change that is not in it.
 """

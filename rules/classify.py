@@ -1,4 +1,4 @@
-"""What each series is, and why: the order of tests of DICOM.md §4, first hit wins."""
+"""What each series is, and why: one test after the other, first hit wins."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Classification:
 
 
 MIN_DWI_SLICES = 3  # two slices give a registration nothing to hold on to along the stack
-MAX_LOWEST_B = 200.0  # s/mm²: up to here the lowest shell still shows anatomy as b = 0 does (DICOM.md §5.3)
+MAX_LOWEST_B = 200.0  # s/mm²: up to here the lowest shell still shows anatomy as b = 0 does
 
 _MR_IMAGES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("4", "4.1", "4.3", "4.4")

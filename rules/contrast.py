@@ -1,4 +1,4 @@
-"""What an anatomical series shows: T2, FLAIR, T1 … from its timing (DICOM.md §4.2).
+"""What an anatomical series shows: T2, FLAIR, T1 … from its timing.
 
 Timing decides; the name of the series is asked only where the timing is missing or cannot tell.
 """
@@ -44,7 +44,7 @@ def contrast(facts: SeriesFacts) -> tuple[Contrast, Evidence]:
     """The contrast of an anatomical (not EPI, magnitude) series and what showed it.
 
     Of a multi-echo series the first echo counts: it is the one that is loaded as reference. The limits are
-    DICOM.md's but for three that were widened where no other reading exists: a T2 may have TR from 1000 ms
+    the usual ones but for three, widened where no other reading exists: a T2 may have TR from 1000 ms
     (single-shot and 3-D T2 of the body), TE from 50 ms (the gap between PD and T2), a T1 TR to 1500 ms.
     """
     flow = token(facts, "SWI", "MNIP", "SWI_IMAGES", "TOF", "ANGIO")

@@ -1,7 +1,7 @@
 """What single attributes of a header prove about a series: EPI, diffusion, trace, scanner-computed map.
 
-Each function answers one question of DICOM.md §4.1 and names the attribute that answered, in words that
-a technologist can check on the console. Tokens of ImageType are compared whole: a series described as
+Each function answers one question and names the attribute that answered, in words that a technologist can
+check on the console. Tokens of ImageType are compared whole: a series described as
 "FAST" holds no "FA".
 """
 

@@ -1,4 +1,4 @@
-"""The ranking of references that passed every filter: DICOM.md §5.2, one key after the other.
+"""The ranking of references that passed every filter, by one key after the other.
 
 Each key knows its value and the words for having lost by it, so that the order and its explanation cannot
 drift apart.

@@ -111,7 +111,7 @@ def write(folder: Path, *images: Dataset) -> list[Path]:
 
 
 def csa_header(fields: Mapping[str, Sequence[float]]) -> bytes:
-    """A Siemens CSA2 header that holds numeric fields (DICOM.md §3.3)."""
+    """A Siemens CSA2 header that holds numeric fields."""
     parts = [b"SV10", b"\4\3\2\1", struct.pack("<2I", len(fields), 77)]
     for name, values in fields.items():
         parts.append(struct.pack("<64si4s3i", name.encode(), len(values), b"FD", 3, len(values), 77))

@@ -1,4 +1,4 @@
-"""What goes with a derived series, each by a switch (DESIGN: derive.companions)."""
+"""What goes with a derived series, each by a switch."""
 
 from __future__ import annotations
 

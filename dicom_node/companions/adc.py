@@ -1,4 +1,4 @@
-"""ADC map: recomputed from the corrected volumes, never a warped one (DICOM.md §6.8).
+"""ADC map: recomputed from the corrected volumes, never a warped one.
 
     ln S(b) = ln S0 − b · ADC
 

@@ -1,4 +1,4 @@
-"""QC secondary capture: the picture of before and after, where a radiologist sees it (DICOM.md §6.9)."""
+"""QC secondary capture: the picture of before and after, where a radiologist sees it."""
 
 from __future__ import annotations
 

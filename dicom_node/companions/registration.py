@@ -1,4 +1,4 @@
-"""The displacement field as a Deformable Spatial Registration (PS3.3 C.20.3, DICOM.md §6.12).
+"""The displacement field as a Deformable Spatial Registration (PS3.3 C.20.3).
 
 The object says where each point of the corrected image comes from in the distorted one: the field of the
 correction as it is, which pulls as well. No matrix goes with it: both images have the same coordinates.

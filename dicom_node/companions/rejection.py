@@ -1,4 +1,4 @@
-"""Rejection of our own images: a Key Object Selection (IHE IOCM, PS3.16 TID 2010, DICOM.md §6.10).
+"""Rejection of our own images: a Key Object Selection (IHE IOCM, PS3.16 TID 2010).
 
 Archives that follow IOCM hide or delete what such a note names. Only what this program made is ever named.
 """

@@ -1,4 +1,4 @@
-"""Corrected volumes → the derived DICOM series, with where it comes from (DICOM.md §6)."""
+"""Corrected volumes → the derived DICOM series, with where it comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functional groups of an Enhanced MR frame as the attributes of a classic MR image (DICOM.md §6.7).
+"""Functional groups of an Enhanced MR frame as the attributes of a classic MR image.
 
 PS3.3 C.7.6.16 and C.8.13 on one side, C.8.3.1 on the other.
 """

@@ -247,7 +247,7 @@ def _put_place(instance: Dataset, frame: FrameFacts) -> None:
 
 
 def put_diffusion(instance: Dataset, volume: VolumeFacts, vendor: Vendor) -> None:
-    """b always; a direction only where the reader has validated one (DICOM.md §6.5)."""
+    """b always; a direction only where the reader has validated one."""
     b_value = float(volume.b_value or 0.0)
     put(instance, "DiffusionBValue", b_value)
     if volume.direction is not None and b_value > 0.0:

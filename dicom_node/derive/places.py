@@ -1,4 +1,4 @@
-"""Where the slices of an output volume lie, and which source slices they come from (DICOM.md §6.2)."""
+"""Where the slices of an output volume lie, and which source slices they come from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where a derived series comes from: its UIDs, its text, and the references back to source and reference.
 
-DICOM.md §6.1, §6.3, §6.4, §6.9. No text here carries patient data or free text of the source.
+No text here carries patient data or free text of the source.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a derived classic MR instance takes over from its source: header elements, byte for byte if unchanged.
 
 The source is read again without its pixels and nothing of it is copied deeply: scanners put 150 kB of private
-data into a header. Elements stay raw bytes, so that text in any character set leaves as it came. What is
-taken is DICOM.md §6.2; private elements are the white list of §6.5.
+data into a header. Elements stay raw bytes, so that text in any character set leaves as it came. Private
+elements are taken by a white list.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Slices → volumes on one grid, by where they lie in the patient and never by their file names or numbers.
 
-The rectangular test of DICOM.md §2.1: every volume must have a slice at every position.
+They are complete when every volume has a slice at every position.
 """
 
 from __future__ import annotations

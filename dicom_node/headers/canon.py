@@ -1,4 +1,4 @@
-"""Canon and Toshiba, classic and enhanced (DICOM.md §3.2)."""
+"""Canon and Toshiba, classic and enhanced."""
 
 from __future__ import annotations
 

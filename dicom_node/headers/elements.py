@@ -1,7 +1,7 @@
 """Tolerant, typed reading of header elements: a wrong value is a missing value.
 
 Scanners, PACS and de-identification write numbers as text in OB, doubles in UN and vendors' elements
-without their creators (DICOM.md §3.4). Elements are decoded here from their stored bytes; pydicom decodes
+without their creators. Elements are decoded here from their stored bytes; pydicom decodes
 what is left: text in its character set, and sequences.
 """
 
@@ -253,7 +253,7 @@ def _decode_charset(dataset: Dataset, element: Element | None, value: bytes) -> 
             return "\\".join(map(str, converted.value if converted.VM > 1 else [converted.value]))
         except (ValueError, LookupError, UnicodeError, TypeError, AttributeError):
             pass
-    return value.decode("latin-1")  # for display only (DICOM.md §8.2, trap 24)
+    return value.decode("latin-1")  # for display only
 
 
 def _decode_items(dataset: Dataset, element: Element | None) -> list[Dataset]:

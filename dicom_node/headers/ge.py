@@ -1,4 +1,4 @@
-"""GE, classic (DICOM.md §3.2)."""
+"""GE, classic."""
 
 from __future__ import annotations
 

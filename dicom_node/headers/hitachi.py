@@ -1,4 +1,4 @@
-"""Hitachi and Fujifilm: public elements only (DICOM.md §3.2)."""
+"""Hitachi and Fujifilm: public elements only."""
 
 from __future__ import annotations
 

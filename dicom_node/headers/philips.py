@@ -1,4 +1,4 @@
-"""Philips, classic and enhanced (DICOM.md §3.2)."""
+"""Philips, classic and enhanced."""
 
 from __future__ import annotations
 

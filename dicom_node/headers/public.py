@@ -1,4 +1,4 @@
-"""What the public elements say; the vendors' readers start from this one (DICOM.md §3.1)."""
+"""What the public elements say; the vendors' readers start from this one."""
 
 from __future__ import annotations
 
@@ -186,6 +186,6 @@ def settle(b_value: float | None, vector: Vec3 | None, named: str, source: str) 
     if directionality in (Directionality.ISOTROPIC, Directionality.NONE):
         direction = None
     elif directionality is Directionality.UNKNOWN and vector is not None:
-        without = Directionality.ISOTROPIC if b_value > TRACE_ABOVE else Directionality.NONE  # DICOM.md §4.3
+        without = Directionality.ISOTROPIC if b_value > TRACE_ABOVE else Directionality.NONE
         directionality = Directionality.DIRECTIONAL if direction else without
     return Diffusion(b_value, direction, directionality, source)

@@ -100,7 +100,7 @@ def with_readout(scan: SeriesFacts, header: Header, slices: tuple[FrameFacts, ..
 
 
 def own_output(root: Header, image_type: tuple[str, ...]) -> str:
-    """The evidence that this node made the image, or nothing (DICOM.md §4.4)."""
+    """The evidence that this node made the image, or nothing."""
     for item in root.items(tags.CONTRIBUTING_EQUIPMENT_SEQUENCE):
         equipment = Header([Layer(item)])
         if (

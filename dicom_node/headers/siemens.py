@@ -1,4 +1,4 @@
-"""Siemens: V (VB to VE, CSA headers, mosaics) and XA (private group 0021), DICOM.md §3.2 and §3.3."""
+"""Siemens: V (VB to VE, CSA headers, mosaics) and XA (private group 0021)"""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class SiemensReader(PublicReader):
             raise GeometryProblem(
                 f"A mosaic of {columns} × {rows} cannot hold {across} × {across} equal tiles."
             )
-        # (0020,0032) is the corner of a single slice as large as the whole mosaic, DICOM.md §3.3
+        # (0020,0032) is the corner of a single slice as large as the whole mosaic
         first = combine(
             (1.0, origin),
             (spacing[1] * (columns - columns // across) / 2, plane.row),

@@ -1,4 +1,4 @@
-"""United Imaging (UIH): grids of slices marked VFRAME, private group 0065 (DICOM.md §3.2)."""
+"""United Imaging (UIH): grids of slices marked VFRAME, private group 0065."""
 
 from __future__ import annotations
 

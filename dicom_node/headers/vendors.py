@@ -11,7 +11,7 @@ from dicom_node.headers.siemens import SiemensReader
 from dicom_node.headers.uih import UihReader
 from rules.facts import Vendor
 
-# prefixes of Manufacturer (0008,0070) in lower case, DICOM.md §3
+# prefixes of Manufacturer (0008,0070) in lower case
 _PREFIXES = (
     ("sie", Vendor.SIEMENS),
     ("ge", Vendor.GE),

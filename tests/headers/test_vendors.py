@@ -1,4 +1,4 @@
-"""Each vendor's way of writing b-value, direction, phase encoding, readout and mosaic (DICOM.md §3)."""
+"""Each vendor's way of writing b-value, direction, phase encoding, readout and mosaic."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def test_ge_polarity_from_the_reordering_of_an_epi(order: str, increasing: bool 
 
 
 def test_ge_readout_undoes_acceleration_and_partial_fourier() -> None:
-    """The check value of DICOM.md §3.2: 128 lines, R = 1.5, partial Fourier, 636 µs."""
+    """128 lines, R = 1.5, partial Fourier, 636 µs."""
     made = dataset_of({"AcquisitionMatrix": [128, 0, 0, 128], "ScanOptions": ["EPI_GEMS", "PFF"]})
     add_private(made, 0x0043, GE_PARAMETERS, {0x2C: ("SS", 636), 0x83: ("DS", [0.666667, 1.0])})
     readout = READERS[Vendor.GE].readout(header(made), lines=128)

@@ -27,7 +27,7 @@ from dicom_node.headers import FrameFacts
 
 pytestmark = pytest.mark.peers
 
-# Unavoidable in a classic MR image that carries diffusion and scaling (DICOM.md §6.11).
+# Unavoidable in a classic MR image that carries diffusion and scaling.
 ALLOWED = (
     *("(0018,9075)", "(0018,9076)", "(0018,9087)", "(0018,9089)"),
     *("(0028,1052)", "(0028,1053)", "(0028,1054)"),
