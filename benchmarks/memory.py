@@ -29,6 +29,7 @@ from dicom_node import compute
 from dicom_node.derive import DerivePolicy
 from dicom_node.outputs import peak_memory_bytes
 from dicom_node.phantom_study import weighted, write_phantom_study
+from dicom_node.recipe import NO_MATCHER, Recipe
 
 LIMIT_BYTES = 2_500_000_000
 COARSE = (
@@ -78,9 +79,9 @@ def correct(folder: str, coarse: bool, results: Any) -> None:
             source=tuple(path.relative_to(root) for path in dwi),
             reference=tuple(path.relative_to(root) for path in reference),
             contrast="T2",
-            recipe=compute.Recipe(device="cpu", overrides=COARSE, matcher=compute.NO_MATCHER)
+            recipe=Recipe(device="cpu", overrides=COARSE, matcher=NO_MATCHER)
             if coarse
-            else compute.Recipe(device="cpu"),
+            else Recipe(device="cpu"),
             derive=DerivePolicy(),
             threads=1,
         )

@@ -27,12 +27,12 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom.dsutils import encode
 
 from benchmarks.networks import machine, save
-from dicom_node.compute import Recipe
 from dicom_node.derive import DerivePolicy
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.node import lock
 from dicom_node.rebuild import agree, open_ledger
 from dicom_node.received import file_header
+from dicom_node.recipe import Recipe
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
 from dicom_node.records import InstanceRecord
 from dicom_node.retention import finish_deletions

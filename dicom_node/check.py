@@ -15,8 +15,8 @@ from correction.errors import SettingsError
 from correction.landmarks import WeightsError, matchers, mind_blocks
 from correction.landmarks.weights import APACHE
 from dicom_node.config import Settings, remarks
+from dicom_node.config_parts import peers, recipe
 from dicom_node.ledger import Ledger, path_below
-from dicom_node.node import peers, recipe
 from dicom_node.scu import echo
 
 

@@ -6,11 +6,10 @@ everything that decides its result, so that doing it twice gives the same bytes 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from correction import Correction, Volume, correct, methods
-from correction.errors import CorrectionError, SettingsError
-from correction.landmarks import find_landmarks
-from correction.methods import Settings as EngineSettings
+from correction.errors import CorrectionError
 from dicom_node import __version__
 from dicom_node.companions import Finished, write_companions
 from dicom_node.derive import (
-    CompanionPolicy,
     DerivePolicy,
     OutputGrid,
     Provenance,
     derive,
-    on_reference_grid,
+)
+from dicom_node.distortion import (
+    Corrected,
+    Distorted,
+    PhaseEncodingChoice,
+    Progress,
+    apply_field,
+    estimate_field,
+    on_output_grid,
+    phase_encoding_of,
+    tell,
 )
 from dicom_node.headers import (
     GeometryProblem,
@@ -44,93 +49,14 @@ from dicom_node.headers import (
 from dicom_node.load import LoadedSeries, load, load_reference
 from dicom_node.nifti import write_displacement
 from dicom_node.outputs import Described, figures, report, write_images, write_picture, write_report
+from dicom_node.recipe import Recipe, settings_digest
 from dicom_node.spool import Spool
-from rules.facts import SeriesFacts
 from rules.reasons import Code
 
-NO_MATCHER = "none"
 # Positions are decimal text: what is nearer than this is the same place, and the same step between voxels
 SAME_PLACE_MM, SAME_STEP_MM = 0.1, 1e-3
 
 Array = npt.NDArray[np.float32]
-Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to correct: everything beside the images that decides the result.
-
-    matcher: none, or as correction.landmarks.find_landmarks takes it; weights_dir: where its weights are.
-    overrides: (setting, value) pairs over the method's defaults. device: auto, cpu or cuda[:N].
-    """
-
-    method: str = "clinical"
-    overrides: tuple[tuple[str, str], ...] = ()
-    seed: int = 0
-    device: str = "auto"
-    modulate: bool = False
-    matcher: str = "auto"
-    weights_dir: str = ""
-
-    def settings(self) -> EngineSettings:
-        """The engine's settings. Raises correction.errors.SettingsError."""
-        changes = [f"{key}={value}" for key, value in self.overrides]
-        match self.method:
-            case "clinical":
-                return methods.clinical().override(changes)
-            case "paper":
-                return methods.paper().override(changes)
-        raise SettingsError(f"'{self.method}' is no method; write clinical or paper.")
-
-    def resolved_device(self) -> str:
-        """The device that `auto` stands for on this machine."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseEncodingChoice:
-    """The phase-encode axis as the engine takes it (voxel axes of the array), and as the report tells it.
-
-    axis: `i`, `j`, `k`, with `-` when decreasing; None: unknown, the correction is free in 3-D.
-    """
-
-    axis: str | None
-    bids: str | None
-    source: str
-    polarity_known: bool
-    readout_s: float | None = None
-
-    def described(self) -> dict[str, str | None]:
-        """For report.json."""
-        if self.bids is None:
-            return {"axis": None, "polarity": None, "source": self.source}
-        polarity = ("-" if self.bids.endswith("-") else "+") if self.polarity_known else None
-        return {"axis": self.bids[0], "polarity": polarity, "source": self.source}
-
-
-@dataclass(frozen=True, slots=True)
-class Distorted:
-    """What is corrected. voxels: (V, Z, Y, X), real-world values. lowest: the volumes to register."""
-
-    voxels: Array
-    affine: npt.NDArray[np.float64]
-    lowest: tuple[int, ...]
-    phase_encoding: PhaseEncodingChoice
-
-    def b0(self) -> Volume:
-        """The mean of the volumes of the lowest shell."""
-        return Volume.from_numpy(self.voxels[list(self.lowest)].mean(axis=0), self.affine)
-
-
-@dataclass(frozen=True, slots=True)
-class Corrected:
-    """A correction with the corrected voxels (V, Z, Y, X) and the seconds of each stage."""
-
-    correction: Correction
-    voxels: Array
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +238,7 @@ def correct_series(
     seconds["apply"] = time.monotonic() - started
 
     started = time.monotonic()
-    _tell(progress, "derive", 0.0)
+    tell(progress, "derive", 0.0)
     made_by = Provenance(
         reference=reference_instances,
         reference_facts=reference_facts,
@@ -370,7 +296,7 @@ def correct_series(
         written += made
     return Outcome(
         verdict=document["verdict"]["level"],
-        verdict_text="; ".join(reason["text"] for reason in document["verdict"]["reasons"]),
+        verdict_text=" ".join(reason["text"] for reason in document["verdict"]["reasons"]),
         output_series_uid=output_series_uid,
         sop_uids=tuple(one.sop_uid for one in written),
         series_uids=tuple(dict.fromkeys(one.series_uid for one in written)),
@@ -393,107 +319,6 @@ def _check_same_grid(source: LoadedSeries, lead: LoadedSeries) -> None:
         )
 
 
-def correct_volumes(
-    distorted: Distorted, reference: Volume, recipe: Recipe, progress: Progress | None = None
-) -> Corrected:
-    """Estimate on the lowest shell, apply to every volume. Raises correction.errors.CorrectionError."""
-    correction, seconds = estimate_field(distorted, reference, recipe, progress)
-    started = time.monotonic()
-    voxels = apply_field(correction, distorted.voxels, distorted.affine, recipe, progress)
-    return Corrected(correction, voxels, {**seconds, "apply": time.monotonic() - started})
-
-
-def estimate_field(
-    distorted: Distorted, reference: Volume, recipe: Recipe, progress: Progress | None = None
-) -> tuple[Correction, dict[str, float]]:
-    """The field of the lowest shell, and the seconds that each stage took.
-
-    Raises correction.errors.CorrectionError.
-    """
-    axis, device, b0 = distorted.phase_encoding.axis, recipe.resolved_device(), distorted.b0()
-    started = time.monotonic()
-    landmarks = None
-    # the free field of the clinical method takes no landmarks
-    if recipe.matcher != NO_MATCHER and (axis is not None or recipe.method == "paper"):
-        _tell(progress, "landmarks", 0.0)
-        weights_dir = Path(recipe.weights_dir) if recipe.weights_dir else None
-        landmarks = find_landmarks(b0, reference, axis, recipe.matcher, weights_dir, device)
-    found_s = time.monotonic() - started
-    correction = correct(
-        b0,
-        reference,
-        phase_encoding=axis,
-        settings=recipe.settings(),
-        landmarks=landmarks,
-        readout_s=distorted.phase_encoding.readout_s,
-        seed=recipe.seed,
-        device=device,
-        progress=progress,
-    )
-    return correction, {"landmarks": found_s, **correction.seconds}
-
-
-def apply_field(
-    correction: Correction,
-    voxels: Array,
-    affine: npt.NDArray[np.float64],
-    recipe: Recipe,
-    progress: Progress | None = None,
-    out: Array | None = None,
-) -> Array:
-    """Every volume of `voxels` (V, Z, Y, X), which lie on the grid of the field, corrected.
-
-    out: where they go, which may be `voxels` itself.
-    """
-    moved = np.empty_like(voxels) if out is None else out
-    for index, volume in enumerate(voxels):
-        _tell(progress, "apply", index / len(voxels))
-        shifted = correction.apply(Volume.from_numpy(volume, affine), modulate=recipe.modulate)
-        moved[index] = shifted.data.cpu().numpy()
-    return moved
-
-
-def on_output_grid(
-    source: LoadedSeries,
-    moved: Array,
-    correction: Correction,
-    reference: Volume,
-    recipe: Recipe,
-    policy: DerivePolicy,
-    scratch: Path,
-) -> Array:
-    """The corrected volumes on the grid that is asked for. moved: (V, Z, Y, X) on that of `source`."""
-    if policy.grid is OutputGrid.DWI:
-        return moved
-    displacement_mm = correction.displacement.cpu().numpy()
-    modulation = correction.jacobian.cpu().numpy() if recipe.modulate else None
-    return on_reference_grid(source, displacement_mm, modulation, reference.affine, reference.shape, scratch)
-
-
-def phase_encoding_of(facts: SeriesFacts) -> PhaseEncodingChoice:
-    """What the header says of phase encoding."""
-    encoding, readout_s = facts.phase_encoding, facts.total_readout_s
-    if encoding is None:
-        return PhaseEncodingChoice(None, None, "the header does not say", False, readout_s)
-    polarity_known = encoding.increasing is not None
-    return PhaseEncodingChoice(encoding.voxel_axis, encoding.bids, encoding.source, polarity_known, readout_s)
-
-
-def settings_digest(recipe: Recipe, policy: DerivePolicy) -> str:
-    """Of everything a site can set that decides what is in the corrected images.
-
-    Companions go beside them: to switch one on must not give all images new UIDs.
-    """
-    images = replace(policy, companions=CompanionPolicy())
-    settings = [asdict(recipe), asdict(recipe.settings()), asdict(images)]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _tell(progress: Progress | None, stage: str, fraction: float) -> None:
-    if progress is not None:
-        progress(stage, fraction)

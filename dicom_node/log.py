@@ -32,7 +32,7 @@ import structlog
 from structlog.types import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 if TYPE_CHECKING:
-    from dicom_node.config import LogSettings
+    from dicom_node.config_sections import LogSettings
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,63}")  # codes, states, versions: no sentences

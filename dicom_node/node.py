@@ -22,10 +22,10 @@ from typing import IO, Any
 
 import uvicorn
 
-from dicom_node.compute import Recipe
-from dicom_node.config import ClientTls, ServerTls, Settings
+from dicom_node.config import Settings
+from dicom_node.config_parts import derive_policy, pairing_policy, peers, recipe
+from dicom_node.config_sections import ServerTls
 from dicom_node.delivery import DeliveryLoop
-from dicom_node.derive import CompanionPolicy, DerivePolicy, OutputGrid
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.listener import Caller, ListenerReport, ListenerSettings, run_listener
 from dicom_node.log import configure, get_logger
@@ -33,13 +33,11 @@ from dicom_node.rebuild import agree, open_ledger
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
 from dicom_node.retention import EVERY_S as RETENTION_EVERY_S
 from dicom_node.retention import RetentionPolicy, finish_deletions, retain
-from dicom_node.scu import Peer
 from dicom_node.sockets import TlsSettings
 from dicom_node.spool import Spool, SpoolError
+from dicom_node.systemd import notify
 from dicom_node.web.app import create_app
 from dicom_node.workers import Scheduler, Workers
-from rules.pair import PairingPolicy
-from rules.site import Override, Then
 
 TICK_S = 0.5
 LISTENER_START_S = 90.0  # on a machine that is very busy; usually two or three
@@ -56,24 +54,6 @@ log = get_logger(__name__)
 
 class NodeError(Exception):
     """The node cannot start; the message says why and what to do."""
-
-
-def peers(settings: Settings) -> dict[str, Peer]:
-    """The destinations as peers."""
-    return {
-        name: Peer(
-            destination.ae_title,
-            destination.host,
-            destination.port,
-            settings.node.ae_title,
-            tls=_client_tls(destination.tls),
-        )
-        for name, destination in settings.destinations.items()
-    }
-
-
-def _client_tls(tls: ClientTls | None) -> TlsSettings | None:
-    return TlsSettings(certificate=tls.certificate, key=tls.key, ca=tls.ca) if tls else None
 
 
 def _server_tls(tls: ServerTls | None) -> TlsSettings | None:
@@ -98,48 +78,6 @@ def listener_settings(settings: Settings) -> ListenerSettings:
         min_free_bytes=settings.storage.min_free_bytes,
         tls=_server_tls(settings.node.tls),
         takes_commitments=any(settings.destinations[name].storage_commitment for name in settings.deliver_to),
-    )
-
-
-def pairing_policy(settings: Settings) -> PairingPolicy:
-    """The rules section in the words of the rules."""
-    rules = settings.rules
-    return PairingPolicy(
-        reference_order=rules.reference_order,
-        min_overlap=rules.min_overlap,
-        max_minutes_apart=rules.max_minutes_apart,
-        require_same_frame_of_reference=rules.require_same_frame_of_reference,
-        allow_contrast_agent=rules.allow_contrast_agent,
-        max_in_plane_mm=rules.max_in_plane_mm,
-        max_step_mm=rules.max_step_mm,
-        min_reference_slices=rules.min_reference_slices,
-        min_dwi_slices=rules.min_dwi_slices,
-        max_lowest_b=rules.max_lowest_b,
-        overrides=tuple(Override(rule.when, Then(rule.then)) for rule in rules.overrides),
-    )
-
-
-def recipe(settings: Settings) -> Recipe:
-    """The correction section as a recipe."""
-    correction = settings.correction
-    return Recipe(
-        method=correction.method,
-        overrides=tuple(sorted(correction.settings.items())),
-        device=correction.device,
-        modulate=correction.modulate,
-        matcher=correction.matcher,
-        weights_dir=str(correction.weights_dir or ""),
-    )
-
-
-def derive_policy(settings: Settings) -> DerivePolicy:
-    """The derive section as a policy."""
-    return DerivePolicy(
-        description_suffix=settings.derive.description_suffix,
-        series_number_offset=settings.derive.series_number_offset,
-        grid=OutputGrid(settings.derive.grid),
-        one_series_per_b_value=settings.derive.one_series_per_b_value,
-        companions=CompanionPolicy(**settings.derive.companions.model_dump()),
     )
 
 
@@ -445,14 +383,3 @@ def _token(path: Path) -> str:
             f"The token file {path} (web.token_file) is empty; write a long random token into it."
         )
     return token
-
-
-def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); does nothing where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
-        # an abstract socket's name starts with a zero byte, written as @ in the environment
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-        channel.sendall(message.encode())

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Protocol
 
 from dicom_node.assembly import FACTS, Assembly
-from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal
+from dicom_node.compute import CorrectionTask, Outcome, Refusal
 from dicom_node.decisions import RELEASED
 from dicom_node.derive import DerivePolicy
 from dicom_node.headers import InstanceFacts, read_instance
 from dicom_node.inputs import JobInputs, SeriesRevision, job_to_follow, siblings_of
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
+from dicom_node.recipe import Recipe
 from dicom_node.records import Job
 from dicom_node.spool import Spool
 from dicom_node.states import JobState, SeriesState
@@ -396,4 +397,4 @@ class Reconciler:
 
 def _verdict_text(job: Job) -> str:
     verdict = json.loads(job.figures or "{}").get("verdict", {})
-    return "; ".join(item["text"] for item in verdict.get("reasons", ())) or str(job.verdict)
+    return " ".join(item["text"] for item in verdict.get("reasons", ())) or str(job.verdict)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydicom.misc import is_dicom
 
 from dicom_node.config import ConfigError, Settings
-from dicom_node.node import peers
+from dicom_node.config_parts import peers
 from dicom_node.scu import Peer
 
 DEFAULT_CALLING_AE = "DICOM-NODE"
@@ -23,8 +23,8 @@ def peer_named(text: str, settings: Settings | None) -> Peer:
         return known[text]
     match = _PEER.fullmatch(text)
     if match is None or not 0 < int(match["port"]) < 65536:
-        names = ", ".join(known) or "none are configured"
-        raise ConfigError(f"'{text}' is no destination ({names}), nor of the form AET@HOST:PORT.")
+        names = f"the configured ones are {', '.join(known)}" if known else "none are configured"
+        raise ConfigError(f"'{text}' is no destination ({names}); write a name or AET@HOST:PORT.")
     calling = settings.node.ae_title if settings else DEFAULT_CALLING_AE
     return Peer(match["ae"], match["host"], int(match["port"]), calling)
 

@@ -14,10 +14,11 @@ from typing import Protocol
 
 from dicom_node import __version__
 from dicom_node.assembly import FACTS
-from dicom_node.compute import CorrectionTask, Recipe, SiblingFiles
+from dicom_node.compute import CorrectionTask, SiblingFiles
 from dicom_node.derive import DerivePolicy
 from dicom_node.inputs import JobInputs, paths
 from dicom_node.ledger import Ledger
+from dicom_node.recipe import Recipe
 from dicom_node.records import InstanceRecord, Job, SeriesRow
 from rules.classify import classify
 from rules.pair import PairingPolicy

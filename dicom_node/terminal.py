@@ -56,7 +56,11 @@ def configured() -> Settings:
 
 def configured_or_none() -> Settings | None:
     """For commands that work without a configuration: the named one, the default one, or None."""
-    return configured() if Before.config or DEFAULT_CONFIG.exists() else None
+    try:
+        return configured() if Before.config or DEFAULT_CONFIG.exists() else None
+    except PermissionError:  # somebody else's node on this machine
+        err.print(f"{DEFAULT_CONFIG} cannot be read by this user: defaults hold.", markup=False)
+        return None
 
 
 def ledger_of(settings: Settings) -> Ledger:

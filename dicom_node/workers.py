@@ -25,7 +25,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from dicom_node.compute import CorrectionTask, Outcome, Refusal, run
-from dicom_node.config import LogSettings
+from dicom_node.config_sections import LogSettings
 from dicom_node.log import configure, exception_words, get_logger
 from dicom_node.spool import SpoolError
 

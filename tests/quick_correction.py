@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from correction.phantom import PhantomCase, head_case
-from dicom_node.compute import Recipe
 from dicom_node.phantom_study import PhantomStudy, weighted, write_phantom_study
+from dicom_node.recipe import Recipe
 
 SETTINGS = (
     ("coarse_voxel_mm", "6"),

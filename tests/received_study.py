@@ -12,10 +12,11 @@ import numpy as np
 import pydicom
 from derived_series import ball
 
-from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal
+from dicom_node.compute import CorrectionTask, Outcome, Refusal
 from dicom_node.derive import DerivePolicy
 from dicom_node.ledger import Ledger
 from dicom_node.phantom_study import PhantomStudy, weighted, write_phantom_study
+from dicom_node.recipe import Recipe
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
 from dicom_node.records import InstanceRecord, Job
 from dicom_node.spool import Spool

@@ -13,9 +13,9 @@ import pytest
 import torch
 from quick_correction import RECIPE, write_head_study
 
-from correction.errors import SettingsError
-from dicom_node.compute import CorrectionTask, Outcome, Recipe, Refusal, phase_encoding_of, read_outcome, run
+from dicom_node.compute import CorrectionTask, Outcome, Refusal, read_outcome, run
 from dicom_node.derive import DerivePolicy
+from dicom_node.distortion import phase_encoding_of
 from dicom_node.headers import read_instance, summarise
 from dicom_node.phantom_study import PhantomStudy
 from rules.reasons import Code
@@ -187,13 +187,6 @@ def test_trouble_of_this_machine_is_raised_and_leaves_no_scratch(
     with pytest.raises(OSError, match="space"):
         run(own_task)
     assert left_in_work(own_task) == []
-
-
-def test_the_recipe_knows_two_methods_and_says_so() -> None:
-    assert Recipe("clinical", (("iterations", "7"),)).settings().iterations == 7
-    assert Recipe("paper").settings().name == "paper"
-    with pytest.raises(SettingsError, match="clinical or paper"):
-        Recipe("magic").settings()
 
 
 def test_the_report_tells_the_phase_encoding_of_the_header(

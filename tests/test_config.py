@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dicom_node.config import ClientTls, ConfigError, ServerTls, Settings, load_config, remarks, template
+from dicom_node.config import ConfigError, Settings, load_config, remarks, template
+from dicom_node.config_sections import ClientTls, ServerTls
 from rules import site
 
 SHORT = """\

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import structlog
 
-from dicom_node.config import LogSettings
+from dicom_node.config_sections import LogSettings
 from dicom_node.log import KEYS, configure, get_logger
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -192,7 +192,7 @@ def test_an_error_in_a_thread_is_logged_without_its_message(
 
 def test_libraries_that_are_imported_later_add_no_handler_of_their_own() -> None:
     script = (
-        "from dicom_node.config import LogSettings; from dicom_node.log import configure\n"
+        "from dicom_node.config_sections import LogSettings; from dicom_node.log import configure\n"
         "configure(LogSettings(format='json'))\n"
         "import logging, distributed\n"
         "logging.getLogger('distributed.worker').error('args: %s', 'PHANTOM^PATIENT')\n"

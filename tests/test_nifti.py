@@ -76,7 +76,7 @@ def test_one_volume_becomes_a_3d_file_and_several_a_4d_file(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("flip_rows", [False, True])
 def test_itk_applies_the_displacement_as_we_do(tmp_path: Path, flip_rows: bool) -> None:
-    """corrected(x) = distorted(x + u(x)), LPS mm: DESIGN, command line."""
+    """corrected(x) = distorted(x + u(x)), LPS mm."""
     affine = oblique()
     distorted = Volume.from_numpy(soft(), affine)
     # up to 3 mm along an oblique direction, different at every voxel

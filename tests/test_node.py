@@ -15,7 +15,8 @@ import pytest
 from certificates import make_certificates
 
 from dicom_node.config import Settings
-from dicom_node.node import Node, NodeError, listener_settings, peers
+from dicom_node.config_parts import peers
+from dicom_node.node import Node, NodeError, listener_settings
 from dicom_node.scu import Peer, echo
 
 

@@ -14,10 +14,10 @@ import torch
 from quick_correction import RECIPE, coarse_head, write_head_study
 from received_study import variant
 
-from dicom_node.compute import Recipe
 from dicom_node.nifti import NiftiProblem, write_volumes
 from dicom_node.offline import InputProblem, Report, Request, WrongOption, correct_input
 from dicom_node.phantom_study import PhantomStudy
+from dicom_node.recipe import Recipe
 
 REPORT_FIELDS = {
     "schema",
@@ -116,7 +116,7 @@ def assert_same_but_for_what_is_held(ours: np.ndarray, theirs: np.ndarray) -> No
 def test_itk_with_the_displacement_makes_the_corrected_image_of_the_distorted_one(
     corrected: Path, study: PhantomStudy, tmp_path: Path
 ) -> None:
-    """corrected(x) = distorted(x + u(x)): the file of DESIGN, applied by another program."""
+    """corrected(x) = distorted(x + u(x)): applied by another program."""
     corrected_image = sitk.ReadImage(str(corrected / "corrected.nii.gz"))
     b0 = corrected_image[:, :, :, 0]
     reader = sitk.ImageSeriesReader()
@@ -206,7 +206,7 @@ def test_a_named_reference_is_used(folder: Path, study: PhantomStudy, tmp_path: 
 
 
 def test_a_folder_without_dwi_says_what_there_is(study: PhantomStudy, tmp_path: Path) -> None:
-    with pytest.raises(InputProblem, match="series 2 'T2w TSE 3D' is anatomical"):
+    with pytest.raises(InputProblem, match=r"series 2 'T2w TSE 3D' \(anatomical\)"):
         correct(Request((study.reference_files[0].parent,), tmp_path, recipe=RECIPE))
 
 
@@ -385,8 +385,8 @@ def test_an_output_folder_that_is_a_file_is_told_before_the_computation(
 ) -> None:
     folder = images()
     (folder / "out").write_text("a file")
-    monkeypatch.setattr("dicom_node.offline.correct_volumes", lambda *_: pytest.fail("computed"))
-    with pytest.raises(WrongOption, match="out cannot be made"):
+    monkeypatch.setattr("dicom_node.offline.nifti.correct_volumes", lambda *_: pytest.fail("computed"))
+    with pytest.raises(WrongOption, match="out is a file"):
         correct(request(folder))
 
 

@@ -25,7 +25,7 @@ from pydicom import dcmread
 from received_study import QUIET_S, SmallNode, outcome_of, variant, write_small_study
 
 from dicom_node import arrivals, log
-from dicom_node.config import LogSettings
+from dicom_node.config_sections import LogSettings
 from dicom_node.delivery import DeliveryLoop
 from dicom_node.scu import Peer, Timeouts, echo
 from dicom_node.spool import create_file

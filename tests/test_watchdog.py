@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from dicom_node.config import Settings
-from dicom_node.node import Node, notify
+from dicom_node.node import Node
+from dicom_node.systemd import notify
 
 
 def settings(folder: Path) -> Settings:

@@ -16,9 +16,10 @@ import pytest
 from certificates import make_certificates
 from instances import write_series
 
-from dicom_node.compute import CorrectionTask, Recipe, Refusal
-from dicom_node.config import LogSettings
+from dicom_node.compute import CorrectionTask, Refusal
+from dicom_node.config_sections import LogSettings
 from dicom_node.derive import DerivePolicy
+from dicom_node.recipe import Recipe
 from dicom_node.workers import Finished, Scheduler, Workers
 
 LOG = LogSettings(level="error")

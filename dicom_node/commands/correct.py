@@ -47,11 +47,11 @@ def correct(
     as_json: Json = False,
 ) -> None:
     """Correct a study or a NIfTI image here and now, without a network."""
-    from dicom_node.compute import Recipe
+    from dicom_node.config_parts import derive_policy, pairing_policy, recipe
     from dicom_node.derive import DerivePolicy
-    from dicom_node.node import derive_policy, pairing_policy, recipe
     from dicom_node.offline import Request, correct_input
     from dicom_node.progress import shown
+    from dicom_node.recipe import Recipe
     from rules.pair import PairingPolicy
 
     settings = configured_or_none()
@@ -95,8 +95,8 @@ def correct(
         for item in report.skipped:
             out.print(f"{item.name}: not corrected: {item.text}", markup=False)
         if report.unreadable:
-            files = "1 file" if len(report.unreadable) == 1 else f"{len(report.unreadable)} files"
-            out.print(f"{files} could not be read, the first: {report.unreadable[0]}", markup=False)
+            files = "1 file was" if len(report.unreadable) == 1 else f"{len(report.unreadable)} files were"
+            out.print(f"{files} left out, the first: {report.unreadable[0]}", markup=False)
     if report.rejected:
         raise typer.Exit(REJECTED)
 
@@ -113,9 +113,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say what each series is and why, and which reference each diffusion series would get."""
+    from dicom_node.config_parts import pairing_policy
     from dicom_node.explain import explain as explain_paths
     from dicom_node.explain import render
-    from dicom_node.node import pairing_policy
     from dicom_node.progress import shown
 
     if not path.exists():

@@ -78,7 +78,7 @@ def _print_job(document: dict[str, Any]) -> None:
         out.print(f"  {event['at']}  {event['from'] or 'new'} → {event['to']}{who}{why}", markup=False)
     for delivery in document["deliveries"]:
         why = f": {delivery['reason']['text']}" if delivery["reason"] else ""
-        tries = f"{delivery['attempts']} attempts"
+        tries = f"{delivery['attempts']} attempt{'' if delivery['attempts'] == 1 else 's'}"
         out.print(f"  to {delivery['destination']}: {delivery['state']}, {tries}{why}", markup=False)
     for note in document["withdrawals"]:
         why = f": {note['reason']['text']}" if note["reason"] else ""
@@ -157,10 +157,10 @@ def reprocess(
         )
     if as_json:
         print_json(asdict(done))
-    else:
+    elif done.taken + done.known:
         out.print(
-            f"{done.taken} images taken, {done.known} were here already, {done.unusable} files are none. "
-            "The running node takes it from here; `dicom-node jobs` shows what becomes of it.",
+            f"{done.taken} images taken, {done.known} were here already, {done.unusable} other files left "
+            "out. The running node takes it from here; `dicom-node jobs` shows what becomes of it.",
             markup=False,
         )
     if not done.taken + done.known:

@@ -53,7 +53,7 @@ def send(
         refused = [{"file": str(status.path), "text": status.text} for status in result.refused]
         print_json({"sent": arrived, "of": len(files), "problem": problem, "refused": refused})
     else:
-        left = f"; {others} other files left out" if others else ""
+        left = f"; {others} other file{'' if others == 1 else 's'} left out" if others else ""
         out.print(f"{arrived} of {len(files)} instances sent to {peer}{left}.", markup=False)
     if not result.complete:
         first = result.refused[0].text if result.refused else "not every instance was answered"
@@ -85,7 +85,8 @@ def echo(
     else:
         for name, answer in answers:
             if answer.problem:
-                err.print(f"{name}: {answer.problem.text}", markup=False)
+                own_name = "" if "@" in name else f"{name}: "  # a problem says AET@HOST:PORT itself
+                err.print(f"{own_name}{answer.problem.text}", markup=False)
             else:
                 out.print(f"{name}: answered in {answer.seconds:.2f} s", markup=False)
     if any(answer.problem for _, answer in answers):

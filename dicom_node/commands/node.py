@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import tempfile
 import threading
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from dicom_node.config import template
+from dicom_node.config_sections import SCHEDULER_ADDRESS
 from dicom_node.terminal import (
     OTHER,
     PEER,
@@ -49,12 +51,14 @@ def worker(
     """Compute for a node elsewhere (correction.scheduler). Ends with SIGTERM or Ctrl-C."""
     import torch
 
-    from dicom_node.config import LogSettings
+    from dicom_node.config_sections import LogSettings
     from dicom_node.log import configure
     from dicom_node.workers import Scheduler, serve_worker
 
     settings = configured_or_none()
     tls = settings.correction.scheduler_tls if settings else None
+    if not re.fullmatch(SCHEDULER_ADDRESS, scheduler):
+        raise UsageProblem(f"'{scheduler}' is no scheduler; write an address such as tls://gpu1:8786.")
     if scheduler.startswith("tls://") and tls is None:
         raise UsageProblem(f"{scheduler} needs certificates: correction.scheduler_tls in --config FILE.")
     configure(settings.log if settings else LogSettings())
@@ -90,7 +94,10 @@ def init(
     """Write a commented configuration with every key and its default."""
     if path.exists():
         raise Missing(f"{path} exists; it is left as it is. Name another file.")
-    path.write_text(template(), encoding="utf-8")
+    try:
+        path.write_text(template(), encoding="utf-8")
+    except OSError as error:
+        raise UsageProblem(f"{path} cannot be written ({error.strerror}); name another file.") from error
     out.print(
         f"{path} written. Set the AE title, the storage root and a destination, then `dicom-node check`."
     )

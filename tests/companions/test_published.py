@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -12,7 +11,7 @@ import torch
 from quick_correction import RECIPE, write_head_study
 
 from dicom_node.companions.quality_record import FIGURES
-from dicom_node.compute import CorrectionTask, Outcome, read_outcome, run, settings_digest
+from dicom_node.compute import CorrectionTask, Outcome, read_outcome, run
 from dicom_node.derive import CompanionPolicy, DerivePolicy, OutputGrid
 from dicom_node.phantom_study import PhantomStudy
 
@@ -64,12 +63,3 @@ def test_everything_that_was_asked_for_is_published_and_every_uid_is_told(
     assert list((tmp_path / "work").iterdir()) == []
     report = json.loads((tmp_path / "results" / "result" / "report.json").read_text())
     assert all(key in report[part] for part, key in FIGURES)
-
-
-def test_a_companion_more_does_not_make_other_images() -> None:
-    plain = DerivePolicy()
-
-    assert settings_digest(RECIPE, replace(plain, companions=ALL)) == settings_digest(RECIPE, plain)
-    assert settings_digest(RECIPE, replace(plain, grid=OutputGrid.REFERENCE)) != settings_digest(
-        RECIPE, plain
-    )
