@@ -110,10 +110,22 @@ def main() -> None:
             raise
         for kind, code in _exit_codes():
             if isinstance(error, kind):
-                _fail(str(error), code)
+                _fail(_sentence(error), code)
         _fail(f"Unexpected {type(error).__name__}: {error} (--debug shows where).", OTHER)
     except KeyboardInterrupt:
         _fail("Stopped.", 130)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; to the system's own, the file and the words that it lacks are added."""
+    if isinstance(error, PermissionError) and error.filename:
+        return (
+            f"{error.filename} cannot be used by this user; what is the node's own, its user may use: "
+            "sudo -u dicom-node dicom-node …"
+        )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    return str(error)
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -199,7 +199,7 @@ def _in_patient(facts: SeriesFacts) -> str:
 
 # --- words for a person -----------------------------------------------------------------------------------
 
-_KINDS = {
+KINDS = {
     SeriesClass.DWI: "diffusion",
     SeriesClass.TRACE_DWI: "trace-weighted diffusion",
     SeriesClass.BY_PRODUCT: "by-product of a diffusion series",
@@ -267,7 +267,7 @@ def _part(title: str, study: ExplainedStudy, *actions: str) -> Iterator[_Line]:
 
 
 def _series_lines(series: ExplainedSeries, names: Mapping[str, str]) -> Iterator[_Line]:
-    kind = _KINDS[SeriesClass(series.series_class)]
+    kind = KINDS[SeriesClass(series.series_class)]
     if series.series_class == SeriesClass.ANATOMICAL and series.contrast:
         kind += ", contrast unknown" if series.contrast == Contrast.UNKNOWN else f" {series.contrast}"
     yield _Line(f"{_name(series)}: {kind}", 4)

@@ -1,7 +1,7 @@
 """Which anatomical series a DWI is corrected with: hard filters, then a ranking, each told in one sentence.
 
-DICOM.md §5.1 (filters) and §5.2 (ranking). FrameOfReferenceUID only ranks unless a site asks otherwise:
-Siemens gives ND and DIS2D images of one session different frames.
+FrameOfReferenceUID only ranks unless a site asks otherwise: Siemens gives ND and DIS2D images of one session
+different frames.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _none_because(failures: Sequence[tuple[SeriesFacts, Failure]]) -> str:
     """Why nothing was left, naming the first three anatomical series of this visit that failed."""
     near = [(facts, why) for facts, (why, code) in failures if code not in _NOT_NEAR]
     if not near:
-        return "there is no anatomical series at all"
+        return "there is no anatomical series at all; send a T2, FLAIR or T1 of the same session"
     told = [f"{name(facts)}: {why}" for facts, why in near[:3]]
     more = [f"and {len(near) - 3} more"] if len(near) > 3 else []
     return "; ".join(told + more)

@@ -23,7 +23,6 @@ class Code(StrEnum):
     PATIENT_MISMATCH = "patient-mismatch"
     # a correction that ran
     VERDICT = "verdict"
-    NOT_ALIGNED = "not-aligned"
     WITHHELD_BY_PERSON = "withheld-by-person"
     WITHDRAWN_BY_PERSON = "withdrawn-by-person"
     RELEASED_BY_PERSON = "released-by-person"
@@ -51,16 +50,19 @@ class Code(StrEnum):
 
 SENTENCES: dict[Code, str] = {
     Code.NO_REFERENCE: "no suitable anatomical series in this study: {detail}",
-    Code.NO_B_VALUES: "the scanner wrote no b-values that this node can read: {detail}",
+    Code.NO_B_VALUES: (
+        "b-values are missing in the images, as after anonymising: {detail}; send the scanner's own images"
+    ),
     Code.NO_LOW_B: (
-        "the lowest b-value is {detail} s/mm²; registration needs an image with little diffusion weighting"
+        "the lowest b-value is {detail} s/mm², but registration needs an image with little diffusion "
+        "weighting; acquire a b = 0 in the same series"
     ),
     Code.NOT_EPI: (
         "this diffusion series was not acquired with EPI, so it has no EPI distortion to correct: {detail}"
     ),
     Code.BY_PRODUCT: (
-        "this series was computed by the scanner from {detail}; it is not corrected by itself, but takes "
-        "over the field of that series if it lies on the same grid"
+        "this series was computed by the scanner from {detail}; it is not corrected by itself, but along "
+        "with that series where its slices lie in the same places"
     ),
     Code.UNREADABLE: "the images could not be read: {detail}",
     Code.INCOMPLETE: "the series is incomplete: {detail}",
@@ -69,13 +71,12 @@ SENTENCES: dict[Code, str] = {
     Code.EXCLUDED_BY_SITE: "excluded by a rule of this site: {detail}",
     Code.PATIENT_MISMATCH: "the images of this study do not agree on the patient: {detail}",
     Code.VERDICT: "the correction was judged not good enough to send: {detail}",
-    Code.NOT_ALIGNED: "the patient moved between this series and the anatomical one: {detail}",
     Code.WITHHELD_BY_PERSON: "withheld by {detail}",
     Code.WITHDRAWN_BY_PERSON: "withdrawn by {detail}; who has the images is told to reject them",
     Code.RELEASED_BY_PERSON: "released by {detail}",
     Code.RETRIED_BY_PERSON: "tried again by {detail}",
     Code.CORRECTION_FAILED: "the correction stopped with an error: {detail}",
-    Code.TIMEOUT: "the correction took longer than {detail} and was stopped",
+    Code.TIMEOUT: "the correction took longer than {detail} (correction.timeout_s) and was stopped",
     Code.WORKER_LOST: "the compute worker stopped while correcting: {detail}",
     Code.NO_DESTINATION: "no destination is configured (delivery.to), so the result stays on this node",
     Code.UNREACHABLE: "the images did not arrive: {detail}",

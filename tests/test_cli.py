@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -179,6 +180,7 @@ def test_a_rejected_correction_is_4_and_says_why(run: Run, head: Path, tmp_path:
     assert said.code == 4
     assert "verdict reject" in said.out
     assert "uncovered" in said.out
+    assert ".;" not in said.out  # each reason is a sentence
     assert (tmp_path / "out" / "report.json").exists()
 
 
@@ -190,10 +192,12 @@ def test_bad_input_of_correct_is_3_and_one_sentence(
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     t2, dwi = study.reference_files[0].parent, study.dwi_files[0].parent
     reference = ("--reference", head / "reference.nii.gz")
-    one_sentence(run("correct", text, *out), 3, "notes.txt", "no readable DICOM")
+    (tmp_path / "empty").mkdir()
+    one_sentence(run("correct", text, *out), 3, "no readable DICOM", "notes.txt is not a DICOM file")
+    one_sentence(run("correct", tmp_path / "empty", *out), 3, "no file in", "give the folder")
     one_sentence(run("correct", tmp_path / "gone", *out), 3, "gone does not exist")
-    one_sentence(run("correct", t2, *out), 3, "no diffusion series", "explain")
-    one_sentence(run("correct", dwi, *out), 3, "no suitable anatomical series")
+    one_sentence(run("correct", t2, *out), 3, "no diffusion series", "whole study", "explain")
+    one_sentence(run("correct", dwi, *out), 3, "no suitable anatomical series", "--reference FOLDER")
     one_sentence(run("correct", head / "dwi.nii.gz", *out), 3, "--reference")
     one_sentence(run("correct", tmp_path / "broken.nii.gz", *reference, *out), 3, "broken.nii.gz")
     gone = ("--reference", tmp_path / "gone.nii.gz")
@@ -210,6 +214,9 @@ def test_bad_input_of_correct_is_3_and_one_sentence(
         (("--method", "magic"), "clinical or paper"),
         (("--device", "gpu"), "auto, cpu or cuda:N"),
         (("--total-readout-time", "50"), "seconds"),
+        (("--matcher", "magic"), "write one of: none, auto"),
+        (("--out", __file__), "is a file"),
+        (("--out", f"{__file__}/out"), "is a file"),
     ],
 )
 def test_a_wrong_option_of_correct_is_2_and_one_sentence(
@@ -290,7 +297,7 @@ def test_sent_images_are_counted(run: Run, archive: int, files: Path) -> None:
     said = run("send", files, "--to", to)
     assert said.code == 0
     assert "3 of 3 instances" in said.out
-    assert "1 other files left out" in said.out
+    assert "1 other file left out" in said.out
 
 
 def test_a_pacs_that_cannot_be_reached_is_5(run: Run, nobody: int, files: Path) -> None:
@@ -299,7 +306,8 @@ def test_a_pacs_that_cannot_be_reached_is_5(run: Run, nobody: int, files: Path) 
     said = run("send", files, "--to", to, "--json")
     assert said.code == 5
     assert json.loads(said.out)["sent"] == 0
-    one_sentence(run("echo", to), 5, to)
+    told = f"PACS@127.0.0.1:{nobody} cannot be reached: nothing listens there (connection refused)\n"
+    assert run("echo", to) == (5, "", told)
     said = run("echo", to, "--json")
     assert said.code == 5
     assert json.loads(said.out)["answers"][0]["problem"]
@@ -356,11 +364,34 @@ def test_a_configuration_that_is_not_there_is_2(run: Run, tmp_path: Path) -> Non
     one_sentence(run("jobs"), 2, "dicom-node init")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_told_whose_the_node_is_and_corrects_without_it(
+    run: Run, head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o700)
+    config_file(folder, tmp_path / "root")
+    monkeypatch.setattr("dicom_node.terminal.DEFAULT_CONFIG", folder / "config.yaml")
+    os.seteuid(65534)
+    try:
+        one_sentence(run("jobs"), 1, "config.yaml cannot be used by this user", "sudo -u dicom-node")
+        said = run("echo", "nonsense")
+    finally:
+        os.seteuid(0)
+    assert said.code == 2
+    assert "config.yaml cannot be read by this user: defaults hold." in said.err
+
+
 def test_init_writes_a_configuration_once(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     assert run("init", path).code == 0
     assert "ae_title" in path.read_text()
     one_sentence(run("init", path), 3, "exists")
+    one_sentence(run("init", tmp_path / "gone" / "config.yaml"), 2, "gone/config.yaml cannot be written")
+
+
+def test_a_worker_asks_for_an_address(run: Run) -> None:
+    one_sentence(run("worker", "gpu1"), 2, "'gpu1'", "tls://gpu1:8786")
 
 
 # ----------------------------------------------------------------------------------------------------- jobs

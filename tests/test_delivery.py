@@ -120,7 +120,7 @@ def test_a_dead_destination_is_tried_later_and_the_time_is_in_the_ledger(
     ledger: Ledger, spool: Spool, job: int, clock: Clock
 ) -> None:
     pacs = Pacs()
-    pacs.takes, pacs.problem = 0, Problem("PACS@127.0.0.1:1 could not be reached", transient=True)
+    pacs.takes, pacs.problem = 0, Problem("PACS@127.0.0.1:1 cannot be reached: no answer", transient=True)
     sender = loop(ledger, spool, pacs, clock)
     sender.deliver_one()
     (delivery,) = ledger.deliveries(job)
@@ -129,6 +129,7 @@ def test_a_dead_destination_is_tried_later_and_the_time_is_in_the_ledger(
         1,
         "unreachable",
     )
+    assert delivery.reason_text == "the images did not arrive: PACS@127.0.0.1:1 cannot be reached: no answer"
     assert clock.now + 4 <= delivery.next_attempt_at <= clock.now + 6
     assert not sender.deliver_one()
 

@@ -175,7 +175,7 @@ def test_a_technologist_reads_words_and_not_codes(explained):
     assert "1 × b 0, 1 × b 0.001" in text
     assert "12 × b 1000" in text
     # the reason has said it
-    assert "there is no anatomical series at all." in text
+    assert "there is no anatomical series at all; send a T2" in text
     assert "not anatomical" not in text
     assert "anatomical, contrast unknown" in printed(explained("vendor-mini"))
 

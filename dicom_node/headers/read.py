@@ -45,13 +45,15 @@ def read_instance(path: Path) -> InstanceFacts:
     except Unreadable:
         raise
     except InvalidDicomError:
+        if not path.stat().st_size:
+            raise Unreadable(f"{path.name} is empty.") from None
         raise Unreadable(
             f"{path.name} is not a DICOM file: it has no DICM prefix and file meta group."
         ) from None
     except OSError as error:
-        raise Unreadable(
-            f"{path.name} cannot be opened: {error.strerror or type(error).__name__}."
-        ) from error
+        if error.strerror is None:  # pydicom's, not the system's: it met the end of the file
+            raise Unreadable(f"{path.name} is cut short: it ends within its header.") from error
+        raise Unreadable(f"{path.name} cannot be opened: {error.strerror}.") from error
     except Exception as error:  # a hostile file may raise anything inside the parser; this is the boundary
         raise Unreadable(
             f"{path.name} is damaged: its header cannot be parsed ({type(error).__name__})."
@@ -79,7 +81,7 @@ def _check_inflated_size(path: Path, file: BinaryIO) -> None:
 
 @contextmanager
 def _tolerant_pydicom() -> Iterator[None]:
-    """One bad value must not lose the study (DICOM.md §8.2, traps 19 and 20)."""
+    """One bad value must not lose the study."""
     lenient, mode = pydicom_config.convert_wrong_length_to_UN, pydicom_config.settings.reading_validation_mode
     pydicom_config.convert_wrong_length_to_UN = True
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE

@@ -95,6 +95,17 @@ def test_a_folder_or_a_missing_file_is_refused(tmp_path: Path) -> None:
             read_instance(path)
 
 
+def test_an_empty_file_and_one_cut_in_its_header_are_called_so(
+    data_set: Callable[[str], Path], tmp_path: Path
+) -> None:
+    whole = min((data_set("siemens-xa30-enhanced") / "17_DWI_dir80_AP").iterdir()).read_bytes()
+    for content, told in ((b"", "is empty"), (whole[:3000], "is cut short")):
+        path = tmp_path / "image.dcm"
+        path.write_bytes(content)
+        with pytest.raises(Unreadable, match=rf"^image\.dcm {told}"):
+            read_instance(path)
+
+
 def _single(folder: Path, image: Dataset) -> FrameFacts:
     (frame,) = read_instance(write(folder, image)[0]).frames
     return frame

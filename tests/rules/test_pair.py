@@ -84,7 +84,9 @@ def test_without_any_anatomical_series_the_reason_says_so():
     outcome = paired(trace(), dwi(series_uid="1.2.12"))
     assert isinstance(outcome, NoPairing)
     assert outcome.reason.code is Code.NO_REFERENCE
-    assert outcome.reason.text.endswith("there is no anatomical series at all")
+    assert outcome.reason.text.endswith(
+        "there is no anatomical series at all; send a T2, FLAIR or T1 of the same session"
+    )
 
 
 def test_the_reason_names_the_nearest_misses():
