@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
+from quick_correction import coarse_head
 
 from dicom_node.config import Settings, template
 from dicom_node.log import KEYS as LOG_KEYS
+from dicom_node.nifti import write_volumes
 from rules.reasons import Code
 from rules.site import FACT_NAMES
 
@@ -163,6 +166,42 @@ def test_commands_that_other_docs_name_exist() -> None:
     for path in (*DOCS.glob("*.md"), REPOSITORY / "dicom_node" / "config.yaml"):
         named = set(re.findall(r"`dicom-node (?:--\S+ \S+ )?([a-z]+)", path.read_text(encoding="utf-8")))
         assert named <= known, path.name
+
+
+# ------------------------------------------------------------------ for developers
+
+
+def test_the_page_on_the_library_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = coarse_head()
+    for name, volume in (("b0", case.b0), ("t2", case.reference)):
+        voxels = volume.data.numpy()[np.newaxis]
+        write_volumes(tmp_path / f"{name}.nii.gz", voxels, volume.affine, flip_rows=False)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text_of("library.md"), flags=re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert capsys.readouterr().out.startswith("pass: error of position 2.")
+    assert names["after"] < 0.5 * names["before"]
+    np.testing.assert_allclose(names["b0"].affine, case.b0.affine, atol=1e-4)
+    np.testing.assert_allclose(names["b0"].data, case.b0.data, rtol=1e-4)
+    assert names["corrected"].shape == names["b0"].shape
+    assert (tmp_path / "displacement.nii.gz").exists()
+    for name in re.findall(
+        r"^\| `(\w+)", text_of("library.md").split("of the result")[1], flags=re.MULTILINE
+    ):
+        assert hasattr(names["result"], name)
+
+
+def test_every_file_that_developers_are_sent_to_exists() -> None:
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text_of("developing.md")))
+    there = {str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("[!.]*/**/*.py")}
+    absent = [
+        n for n in named if not any(f"/{path}".endswith(f"/{n}") or f"/{n}" in f"/{path}" for path in there)
+    ]
+    assert named
+    assert not absent
 
 
 # ------------------------------------------------------------------ links
