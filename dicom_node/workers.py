@@ -31,7 +31,9 @@ from dicom_node.spool import SpoolError
 
 START_TIMEOUT_S = 60.0
 RECONNECT_S = 5.0  # between attempts to reach a scheduler
+MISSING_S = 120.0  # a local worker that has not come back by then never will; a start takes far less
 RESULT_TIMEOUT_S = 30.0  # to fetch the few hundred bytes of an outcome from its worker
+LOST = "its process ended"
 # What Dask raises when a peer is gone, at whichever layer it notices.
 GONE = (OSError, TimeoutError, CommClosedError, FutureCancelledError, asyncio.CancelledError)
 
@@ -112,6 +114,8 @@ class Workers:
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
         self._running: dict[int, _Running] = {}
+        self._lost: list[Finished] = []  # with workers that were started anew
+        self._missing_since: float | None = None
         self._closed = threading.Event()
         self._connected = threading.Event()
         self._connecting = threading.Thread(target=self._connect, name="workers", daemon=True)
@@ -178,12 +182,35 @@ class Workers:
             return client
         if client.status in ("closing", "closed"):
             log.warning("the compute scheduler is gone")
-            self._client = None
-            if not self._connecting.is_alive():
-                self._connected.clear()
-                self._connecting = threading.Thread(target=self._connect, name="workers", daemon=True)
-                self._connecting.start()
+            self._connect_anew()
         return None
+
+    def _connect_anew(self) -> None:
+        self._client = None
+        if not self._connecting.is_alive():
+            self._connected.clear()
+            self._connecting = threading.Thread(target=self._connect, name="workers", daemon=True)
+            self._connecting.start()
+
+    def _replace_missing(self, alive: int) -> None:
+        """Start the local workers anew when one stays away, and no correction that runs would be lost by it.
+
+        Dask starts a worker again that is killed, but not one that is killed while it is starting.
+        """
+        client = self._client
+        if client is None or self._cluster is None or alive >= self._count:
+            self._missing_since = None
+            return
+        now = time.monotonic()
+        if self._missing_since is None:
+            self._missing_since = now
+        elif now - self._missing_since > MISSING_S and (not alive or not self._running):
+            log.error("compute workers did not come back", alive=alive, count=self._count)
+            self._missing_since = None
+            self._lost += [Finished(job_id, error=LOST, lost=True) for job_id in self._running]
+            self._running.clear()
+            self._connect_anew()
+            _quietly(client.close, timeout=5)
 
     # ---------------------------------------------------------------- what the loop asks
 
@@ -202,8 +229,10 @@ class Workers:
             return 0
 
     def free(self) -> int:
-        """How many more tasks can start now."""
-        return max(0, self.alive() - len(self._running))
+        """How many more tasks can start now. To be asked again and again: it keeps the workers complete."""
+        alive = self.alive()
+        self._replace_missing(alive)
+        return max(0, alive - len(self._running))
 
     def submit(self, job_id: int, attempt: int, task: CorrectionTask) -> None:
         """Start a correction. One that cannot even be handed over is told by `finished` as lost."""
@@ -220,7 +249,7 @@ class Workers:
     def finished(self) -> list[Finished]:
         """The corrections that ended since the last call."""
         live = self._live() is not None
-        ended = []
+        ended, self._lost = self._lost, []
         for job_id, running in list(self._running.items()):
             if running.future.done() or not live:
                 del self._running[job_id]
@@ -283,7 +312,7 @@ def _finished(job_id: int, future: Future, timeout_s: float) -> Finished:
     try:
         return Finished(job_id, outcome=future.result(timeout=timeout_s))
     except (KilledWorker, *GONE):
-        return Finished(job_id, error="its process ended", lost=True)
+        return Finished(job_id, error=LOST, lost=True)
     except SpoolError as error:
         return Finished(job_id, error=str(error))
     except Exception as error:

@@ -72,8 +72,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 def worker_processes() -> list[psutil.Process]:
     """The worker processes below this one; a resource tracker is none."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children(recursive=True) if _is_worker(child)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def test_a_correction_is_handed_over_and_its_refusal_comes_back(local: Workers, tmp_path: Path) -> None:
@@ -106,6 +112,24 @@ def test_a_worker_that_is_killed_gives_its_job_back_and_another_takes_its_place(
     finished = ended(local)
     assert (finished.job_id, finished.lost) == (2, True)
     assert eventually(lambda: local.free() == 1)
+
+
+def test_a_worker_that_dask_gave_up_is_replaced(
+    local: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it is killed while it starts: its nanny ends, and would leave the node without any for good."""
+    monkeypatch.setattr("dicom_node.workers.MISSING_S", 2.0)
+    assert eventually(lambda: local.free() == 1)
+    local.submit(5, 1, long_task(tmp_path))
+    given_up = local._cluster
+    assert given_up is not None
+    given_up.scale(0)
+    assert eventually(lambda: local.alive() == 0)
+    assert eventually(lambda: local.free() == 1 or local._cluster is not given_up)
+    assert ended(local).lost
+    assert eventually(lambda: local.free() == 1)
+    local.submit(6, 1, task(tmp_path, write_series(tmp_path / "series", 1)))
+    assert ended(local).job_id == 6
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_its_worker_is_free_again(
