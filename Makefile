@@ -40,6 +40,7 @@ bench: peers
 	$(BIN)/python -m benchmarks.receive
 	$(BIN)/python -m benchmarks.send
 	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.accuracy --cache benchmarks/results/fields --json benchmarks/results/accuracy.json \
 		$(if $(DATA),--data $(DATA) --plots docs)
 	$(BIN)/python -m benchmarks.ablations --cache benchmarks/results/fields \
