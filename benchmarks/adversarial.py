@@ -145,7 +145,7 @@ class Studies:
         made = field_map(parts, numbers)
         assert loaded.facts.phase_encoding is not None
         truth = shifts(
-            made.hz, made.head, made.grid, b0, reference, loaded.facts.phase_encoding.increasing,
+            made.hz, made.head, made.grid, b0, loaded.facts.phase_encoding.increasing,
             loaded.facts.total_readout_s or 0.0,
         )  # fmt: skip
         vectors = torch.from_numpy((b0.axes[:, 1][:, None, None, None] * truth.shift_mm).astype(np.float32))

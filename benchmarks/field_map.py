@@ -5,9 +5,10 @@
                                          [--json FILE] [--picture FILE]
 
 STUDY is an unpacked folder named in benchmarks.truth.STUDIES. Where the scanner writes readout and polarity
-(Siemens XA), the map's shifts follow from them. Where it does not (Philips), the scale from Hz to shift is
-the one at which the map itself explains the images best, sign included; the errors at the ends of the
-plausible range are printed beside it, and the scale that would fit the found field.
+(Siemens XA), the map's shifts follow from them. A DWI that the scanner has corrected (philips-classic) has no
+distortion left: its truth is no shift, but for motion between the series, which looks like a constant and a
+slope; what the found field has beyond them is printed, with the scale on the map that would fit it, and the
+errors if the map counted after all, at the ends of the range that the header lets one estimate.
 Prints RMSE and p95 in the brain before and after, also without the mean, and the device.
 --peers: instead of the engine, the programs of benchmarks.peers, on the same b = 0 and reference; of free
 fields the part along phase encode counts. Theirs are kept in --cache.
@@ -33,7 +34,6 @@ from benchmarks.cases import Case
 from benchmarks.truth import (
     STUDIES,
     Array,
-    DenseShift,
     Mask,
     brain_of,
     field_map,
@@ -42,42 +42,23 @@ from benchmarks.truth import (
     sampled,
     series,
 )
-from correction import Volume, correct, estimate, methods
-from correction.estimate import Candidate
-from correction.grid import Frame
+from correction import Volume, correct, methods
 from correction.landmarks import find_landmarks
-from correction.signals import Judge
 from dicom_node.load import load, load_reference
 
 matplotlib.use("Agg")
 
-SCALES = np.arange(-0.060, 0.0601, 0.005)  # voxels per Hz: readouts up to 60 ms, both polarities
-PLAUSIBLE = (0.030, 0.039)  # voxels per Hz of philips-classic, by what its header lets one estimate
+PLAUSIBLE = (0.030, 0.039)  # voxels per Hz of philips-classic, as it was acquired
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """shift_mm, brain: on b0's grid; voxels_per_hz: signed; measured: False where the scale was fitted."""
+    """hz, shift_mm, brain: on b0's grid; voxels_per_hz: signed, 0 where the scanner has corrected the DWI."""
 
     hz: Array
     shift_mm: Array
     brain: Mask
     voxels_per_hz: float
-    measured: bool
-
-
-def explaining_scale(hz: Array, b0: Volume, reference: Volume, axis: str) -> float:
-    """Voxels per Hz at which the map's shifts make the b = 0 follow from the reference best."""
-    frame, settings = Frame.of(b0, axis), methods.clinical()
-    view = estimate.scene(estimate.Pair.of(frame, b0, reference, settings), settings.judge_voxel_mm, settings)
-    judge = Judge(view, frame, settings)
-    step_mm = frame.spacing_mm[2]
-    explains = np.array(
-        [judge.signals(Candidate(f"{s:g}", DenseShift(hz * s * step_mm))).agreement for s in SCALES]
-    )
-    top = int(np.clip(np.argmax(explains), 1, len(SCALES) - 2))
-    below, at, above = explains[top - 1 : top + 2]
-    return float(SCALES[top] + 0.5 * (below - above) / (below - 2 * at + above) * (SCALES[1] - SCALES[0]))
 
 
 def main() -> None:
@@ -101,8 +82,9 @@ def main() -> None:
         raise SystemExit("the DWI is not phase-encoded along its columns")
     found_map = field_map(parts, numbers)
     truth = shifts(
-        found_map.hz, found_map.head, found_map.grid, b0, reference, encoding.increasing, readout_s
-    )
+        found_map.hz, found_map.head, found_map.grid, b0, encoding.increasing,
+        0.0 if numbers.corrected_by_scanner else readout_s,
+    )  # fmt: skip
     if arguments.peers:
         case = as_case(arguments.study.name, b0, reference, encoding.voxel_axis, truth)
         document = by_peers(case, truth, arguments.peer or list(peers.PEERS), arguments.cache)
@@ -119,10 +101,6 @@ def main() -> None:
         landmarks=landmarks, readout_s=readout_s,
     )  # fmt: skip
     found = np.tensordot(b0.axes[:, 1], result.displacement.numpy(), 1)
-    if not result.pose.identity:
-        # the map is of where the reference is: it goes with it
-        grid, placed = result.pose.volume(found_map.grid), result.pose.volume(reference)
-        truth = shifts(found_map.hz, found_map.head, grid, b0, placed, encoding.increasing, readout_s)
     document = {
         "device": f"{platform.machine()}, {result.device}",
         "study": arguments.study.name,
@@ -138,8 +116,8 @@ def main() -> None:
         "reasons": [reason.text for reason in result.verdict.reasons],
         "seconds": result.seconds,
     }
-    if not truth.measured:
-        document |= other_scales(found, truth, b0.spacing_mm[1])
+    if numbers.corrected_by_scanner:
+        document |= of_an_undistorted(found, truth, b0)
     print(json.dumps(document, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -177,40 +155,53 @@ def by_peers(case: Case, truth: Truth, names: Sequence[str], store: Path | None)
 
 
 def shifts(
-    hz: Array, head: Mask, grid: Volume, b0: Volume, reference: Volume, increasing: bool | None,
-    readout_s: float,
-) -> Truth:  # fmt: skip
-    """The map on b0's grid, in mm along increasing row index."""
+    hz: Array, head: Mask, grid: Volume, b0: Volume, increasing: bool | None, readout_s: float
+) -> Truth:
+    """The map on b0's grid, in mm along increasing row index; none for a readout of 0.
+
+    It stays where its own magnitude image lies, whatever the reference has to be moved by.
+    """
     on_b0, lines, step_mm = sampled(hz, grid, b0), b0.shape[1], b0.spacing_mm[1]
-    if increasing is None:
-        scale = explaining_scale(on_b0, b0, reference, "j")
-    else:
-        # a positive field moves the image along phase encode
-        scale = (1.0 if increasing else -1.0) * readout_s * lines / (lines - 1)
+    if increasing is None and readout_s:
+        raise SystemExit("the DWI's polarity is not known: its field map has no sign")
+    # a positive field moves the image along phase encode
+    scale = (1.0 if increasing or not readout_s else -1.0) * readout_s * lines / (lines - 1)
     shift_mm = on_b0 * scale * step_mm
     seen = sampled(head.astype(float), grid, b0) > 0.5
-    return Truth(on_b0, shift_mm, brain_of(b0, shift_mm, seen, step_mm), scale, increasing is not None)
+    return Truth(on_b0, shift_mm, brain_of(b0, shift_mm, seen, step_mm), scale)
 
 
-def other_scales(found: Array, truth: Truth, step_mm: float) -> dict[str, object]:
-    """Errors where the map's scale is taken from the plausible range, and the scale that fits `found`."""
-    sign = float(np.sign(truth.voxels_per_hz))
+def of_an_undistorted(found: Array, truth: Truth, b0: Volume) -> dict[str, object]:
+    """What a field has beyond motion where nothing is distorted, and how it would stand if the map counted.
+
+    found: (Z, Y, X) mm. Motion: the constant and the three slopes that fit it best in the brain.
+    """
+    step_mm = b0.spacing_mm[1]
+    voxels = np.argwhere(truth.brain).astype(float)
+    terms = np.column_stack([np.ones(len(voxels)), voxels - voxels.mean(axis=0)])
+    inside, hz = found[truth.brain], truth.hz[truth.brain]
+    beyond = inside - terms @ np.linalg.lstsq(terms, inside, rcond=None)[0]
+    uneven = hz - hz.mean()
     at = {}
     for scale in PLAUSIBLE:
-        shift_mm = truth.hz * sign * scale * step_mm
+        shift_mm = truth.hz * scale * step_mm
         at[f"{scale:g}"] = {
             "before": figures(-shift_mm, shift_mm, truth.brain),
             "after": figures(found - shift_mm, shift_mm, truth.brain),
         }
-    hz, mm = (values[truth.brain] - values[truth.brain].mean() for values in (truth.hz, found))
-    return {"scale_of_found": float((hz @ mm) / (hz @ hz) / step_mm), "at_plausible_scales": at}
+    return {
+        "mean_mm": float(inside.mean()),
+        "beyond_motion_mm": float(np.sqrt((beyond**2).mean())),
+        "voxels_per_hz_of_found": float((uneven @ (inside - inside.mean())) / (uneven @ uneven) / step_mm),
+        "if_the_map_counted": at,
+    }
 
 
 def draw(path: Path, b0: Volume, truth: Truth, found: Array) -> None:
     """Truth, found and difference (mm) on an axial and a sagittal slice, the brain outlined."""
     z, x = (int(truth.brain.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 1)))
     low = int(np.flatnonzero(truth.brain.any(axis=(1, 2)))[0] + 0.25 * truth.brain.any(axis=(1, 2)).sum())
-    limit = float(np.percentile(np.abs(truth.shift_mm[truth.brain]), 99))
+    limit = max(1.0, float(np.percentile(np.abs(truth.shift_mm[truth.brain]), 99)))
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     cells = figure.subplots(3, 4)
     columns = (

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 from skimage.restoration import unwrap_phase
-from torch import Tensor
 
 from correction import Volume
-from correction.grid import Frame, Grid, sample
 from dicom_node.headers import InstanceFacts, files_below, read_series
 from dicom_node.load import LoadedSeries, load, load_reference
 
@@ -32,19 +29,25 @@ LARGE_MM = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Which SeriesNumbers of a study are what; `phase` is None where one series holds both echoes."""
+    """Which SeriesNumbers of a study are what; `phase` is None where one series holds both echoes.
+
+    corrected_by_scanner: the DWI was exported without the distortion that the map describes.
+    """
 
     dwi: int
     reference: int
     magnitude: int
     phase: int | None = None
     echo_difference_s: float = 0.00246
+    corrected_by_scanner: bool = False
 
 
 STUDIES = {
     "siemens-xa30-enhanced": Numbers(17, 6, 8, 9),
     "siemens-xa30-classic": Numbers(11001, 6001, 9001, 10001),
-    "philips-classic": Numbers(2201, 1301, 2001),
+    # "EPI geometry correction = yes" in the scanner's protocol of this series (published with it, in
+    # dcm_qa_philips_enh); and turbinates, eyes and sinus walls lie on the T1's at every off-resonance
+    "philips-classic": Numbers(2201, 1301, 2001, corrected_by_scanner=True),
 }
 
 
@@ -152,20 +155,3 @@ def figures(error: Array, truth: Array, brain: Mask) -> dict[str, float]:
 def normalised_correlation(first: Array, second: Array, inside: Mask) -> float:
     """NCC of two images over a mask."""
     return float(np.corrcoef(first[inside], second[inside])[0, 1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DenseShift:
-    """A field given voxel by voxel, as correction's Field: shift_mm (Z, Y, X) along phase encode."""
-
-    shift_mm: Array
-
-    def vectors(self, frame: Frame, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Linear between voxels, the rim repeated outside."""
-        shift = frame.to_frame(torch.from_numpy(self.shift_mm).float())
-        slope = torch.gradient(shift, spacing=frame.spacing_mm[2], dim=2)[0]
-        at = [grid.coordinates(axis) / frame.spacing_mm[axis] for axis in range(3)]
-        index = torch.stack(torch.meshgrid(*at, indexing="ij")).float()
-        both = sample(torch.stack([shift, 1.0 + slope]), index)
-        zero = torch.zeros_like(both[0])
-        return torch.stack([zero, zero, both[0]]), both[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.field_map import Truth, as_case, by_peers
+from benchmarks.field_map import Truth, as_case, by_peers, of_an_undistorted, shifts
 from benchmarks.truth import figures
 from correction import Volume
 
@@ -19,7 +19,7 @@ def truth() -> Truth:
     """3 mm everywhere along increasing rows, half a voxel per Hz."""
     brain = np.zeros((8, 10, 9), dtype=bool)
     brain[2:6, 2:8, 2:7] = True
-    return Truth(np.full(brain.shape, 3.0), np.full(brain.shape, 3.0), brain, 0.5, True)
+    return Truth(np.full(brain.shape, 3.0), np.full(brain.shape, 3.0), brain, 0.5)
 
 
 @pytest.fixture
@@ -57,3 +57,28 @@ def test_a_peer_that_is_not_installed_is_named_and_left_out(
     document = by_peers(as_case("study", oblique, oblique, "j", truth), truth, ["SyN"], None)
     assert document["missing"] == {"SyN": "not installed"}
     assert "SyN" not in document
+
+
+def test_motion_alone_is_no_error_on_an_image_without_distortion(truth: Truth, oblique: Volume) -> None:
+    z, y, x = np.indices(truth.brain.shape)
+    motion = 1.5 + 0.1 * z - 0.05 * y + 0.02 * x
+    still = Truth(30.0 * np.sin(y), 0.0 * motion, truth.brain, 0.0)
+    left = of_an_undistorted(motion, still, oblique)
+    assert left["beyond_motion_mm"] == pytest.approx(0.0, abs=1e-9)
+    assert left["mean_mm"] == pytest.approx(motion[truth.brain].mean())
+
+
+def test_a_field_that_follows_the_map_is_told_by_its_scale(truth: Truth, oblique: Volume) -> None:
+    hz = np.random.default_rng(2).normal(0.0, 40.0, truth.brain.shape)
+    following = Truth(hz, 0.0 * hz, truth.brain, 0.0)
+    left = of_an_undistorted(0.03 * 2.0 * hz + 1.0, following, oblique)  # rows are 2 mm apart
+    assert left["voxels_per_hz_of_found"] == pytest.approx(0.03)
+    assert left["beyond_motion_mm"] > 1.0  # type: ignore[operator]
+    counted = left["if_the_map_counted"]
+    assert counted["0.03"]["after"]["demeaned_rmse_mm"] == pytest.approx(0.0, abs=1e-9)  # type: ignore[index]
+
+
+def test_a_map_whose_sign_is_not_known_is_no_truth(oblique: Volume) -> None:
+    hz, head = np.full(oblique.shape, 40.0), np.ones(oblique.shape, dtype=bool)
+    with pytest.raises(SystemExit, match="polarity"):
+        shifts(hz, head, oblique, oblique, None, 0.03)
