@@ -66,7 +66,7 @@ class Ledger(DeliveryLedger):
 
     def instance(self, sop_uid: str) -> InstanceRecord | None:
         """The newest revision of an instance, or None when it never arrived."""
-        rows = self.rows(
+        rows = self.committed_rows(
             "SELECT * FROM instances WHERE sop_uid = ? ORDER BY revision DESC LIMIT 1", (sop_uid,)
         )
         return InstanceRecord.from_row(rows[0]) if rows else None

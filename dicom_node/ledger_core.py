@@ -40,26 +40,36 @@ JOB_COLUMNS = ", ".join(field.name for field in fields(Job))
 
 
 class LedgerCore:
-    """One connection to the ledger; usable from several threads of a process, one at a time."""
+    """A connection to the ledger, usable from several threads of a process, one at a time; and one to look
+    things up while another thread commits.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
         self._lock = threading.RLock()
+        self._lookup_lock = threading.Lock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._db = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        self._db.row_factory = sqlite3.Row
+        self._db = self._connected()
         path.chmod(0o600)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         migrate(self._db)
+        self._lookup = self._connected()
+        self._lookup.execute("PRAGMA query_only = ON")
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        return connection
 
     def close(self) -> None:
-        """Close the connection; the object is not usable afterwards."""
-        with self._lock:
+        """Close the connections; the object is not usable afterwards."""
+        with self._lock, self._lookup_lock:
+            self._lookup.close()
             self._db.close()
 
     @contextmanager
@@ -81,6 +91,11 @@ class LedgerCore:
         """What a query finds."""
         with self._lock:
             return self._db.execute(sql, parameters).fetchall()
+
+    def committed_rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """What a query finds of what is committed, without waiting for a transaction that is going on."""
+        with self._lookup_lock:
+            return self._lookup.execute(sql, parameters).fetchall()
 
     def now(self) -> float:
         """The time by the ledger's clock, in seconds since the epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,17 @@ def test_what_is_committed_is_there_for_the_next_process(tmp_path: Path) -> None
     job = waiting_job(first)
     # no close(): a killed process does not say goodbye
     assert Ledger(tmp_path / "ledger.sqlite").job(job.id).state is JobState.WAITING
+
+
+def test_an_instance_is_looked_up_while_another_thread_commits(ledger: Ledger) -> None:
+    ledger.record_instance(record("1.1"))
+    with ledger.transaction() as db, ThreadPoolExecutor(1) as pool:
+        db.execute("UPDATE instances SET repeats = 7")
+        known = pool.submit(ledger.instance, "1.1").result(timeout=10)
+    assert known is not None
+    assert known.sop_uid == "1.1"
+    with pytest.raises(sqlite3.OperationalError):
+        ledger.committed_rows("UPDATE instances SET repeats = 8")
 
 
 def test_a_ledger_from_the_future_is_refused(tmp_path: Path) -> None:
