@@ -205,7 +205,7 @@ class Workers:
         if self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since > MISSING_S and (not alive or not self._running):
-            log.error("compute workers did not come back", alive=alive, count=self._count)
+            log.error("compute workers did not come back", workers=alive, count=self._count)
             self._missing_since = None
             self._lost += [Finished(job_id, error=LOST, lost=True) for job_id in self._running]
             self._running.clear()
