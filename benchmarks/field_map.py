@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -171,7 +172,7 @@ def shifts(
     return Truth(on_b0, shift_mm, brain_of(b0, shift_mm, seen, step_mm), scale)
 
 
-def of_an_undistorted(found: Array, truth: Truth, b0: Volume) -> dict[str, object]:
+def of_an_undistorted(found: Array, truth: Truth, b0: Volume) -> dict[str, Any]:
     """What a field has beyond motion where nothing is distorted, and how it would stand if the map counted.
 
     found: (Z, Y, X) mm. Motion: the constant and the three slopes that fit it best in the brain.

@@ -73,9 +73,9 @@ def test_a_field_that_follows_the_map_is_told_by_its_scale(truth: Truth, oblique
     following = Truth(hz, 0.0 * hz, truth.brain, 0.0)
     left = of_an_undistorted(0.03 * 2.0 * hz + 1.0, following, oblique)  # rows are 2 mm apart
     assert left["voxels_per_hz_of_found"] == pytest.approx(0.03)
-    assert left["beyond_motion_mm"] > 1.0  # type: ignore[operator]
+    assert left["beyond_motion_mm"] > 1.0
     counted = left["if_the_map_counted"]
-    assert counted["0.03"]["after"]["demeaned_rmse_mm"] == pytest.approx(0.0, abs=1e-9)  # type: ignore[index]
+    assert counted["0.03"]["after"]["demeaned_rmse_mm"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_map_whose_sign_is_not_known_is_no_truth(oblique: Volume) -> None:
