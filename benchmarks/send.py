@@ -30,7 +30,8 @@ from benchmarks.networks import (
     show,
     wait_for_port,
 )
-from dicom_node.scu import Peer, store
+from dicom_node.association import Peer
+from dicom_node.scu import store
 
 
 def ours(port: int, folders: list[list[Path]], nagle: bool) -> float:

@@ -42,8 +42,9 @@ from benchmarks.soak_processes import (
     samples,
 )
 from correction.phantom import head_case
+from dicom_node.association import Peer, Timeouts
 from dicom_node.phantom_study import weighted, write_phantom_study
-from dicom_node.scu import Peer, Timeouts, store
+from dicom_node.scu import store
 
 ENDS = {"sent", "committed", "skipped", "withheld", "failed", "superseded"}
 DELIVERED = {"sent", "committed"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dicom_node.scu import OnStatus, Peer, StoreResult
+from dicom_node.association import Peer
+from dicom_node.scu import OnStatus, StoreResult
 from rules.reasons import Code, Reason, reason
 
 FIRST_RETRY_S = 5.0

@@ -21,7 +21,7 @@ from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from dicom_node.scu import Peer, Problem, connected
+from dicom_node.association import Peer, Problem, connected
 from dicom_node.uids import is_acceptable, normalise
 
 REQUEST_COMMITMENT = 1  # Action Type ID, PS3.4 table J.3-1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dicom_node.association import Peer
 from dicom_node.config import Settings
 from dicom_node.config_sections import ClientTls
 from dicom_node.derive import CompanionPolicy, DerivePolicy, OutputGrid
 from dicom_node.recipe import Recipe
-from dicom_node.scu import Peer
 from dicom_node.sockets import TlsSettings
 from rules.pair import PairingPolicy
 from rules.site import Override, Then

@@ -17,6 +17,7 @@ from typing import Protocol
 from pydicom.uid import generate_uid
 
 from dicom_node import commitment
+from dicom_node.association import Peer
 from dicom_node.attempts import DAY_S, REFUSED_ATTEMPTS, Store, retry_delay_s, said, why_not_complete
 from dicom_node.commitment import Answer, Asked, OnAnswer, Requests
 from dicom_node.derive.instance_file import COMPANION
@@ -24,7 +25,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
 from dicom_node.records import Delivery, Job
 from dicom_node.rejection_notes import RejectionNotes
-from dicom_node.scu import EchoResult, Peer, StoreResult, echo, identify, store
+from dicom_node.scu import EchoResult, StoreResult, echo, identify, store
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState, JobState
 from rules.reasons import Code, Reason, reason

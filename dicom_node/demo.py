@@ -23,6 +23,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification
 
 from correction.phantom import PhantomCase, head_case
+from dicom_node.association import Peer
 from dicom_node.config import Settings
 from dicom_node.headers import files_below
 from dicom_node.ledger import Ledger, path_below
@@ -30,7 +31,7 @@ from dicom_node.log import configure
 from dicom_node.node import Node
 from dicom_node.phantom_study import weighted, write_phantom_study
 from dicom_node.records import Job
-from dicom_node.scu import Peer, store
+from dicom_node.scu import store
 from dicom_node.sending import dicom_files
 from dicom_node.states import JobState
 

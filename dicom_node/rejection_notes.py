@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dicom_node import __version__
+from dicom_node.association import Peer
 from dicom_node.attempts import DAY_S, REFUSED_ATTEMPTS, Store, retry_delay_s, why_not_complete
 from dicom_node.companions.rejection import rejection
 from dicom_node.derive.instance_file import write_instance
 from dicom_node.ledger import Ledger
 from dicom_node.log import get_logger
-from dicom_node.scu import Peer
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState
 from dicom_node.withdrawal import Withdrawal

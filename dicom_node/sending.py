@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydicom.misc import is_dicom
 
+from dicom_node.association import Peer
 from dicom_node.config import ConfigError, Settings
 from dicom_node.config_parts import peers
-from dicom_node.scu import Peer
 
 DEFAULT_CALLING_AE = "DICOM-NODE"
 _PEER = re.compile(r"(?P<ae>[^@\\]{1,16})@(?P<host>[^@\s]+):(?P<port>\d{1,5})")

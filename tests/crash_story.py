@@ -26,6 +26,7 @@ from instances import mr_dataset
 from received_study import POLICY, QUIET_S, STUDY_WAIT_S, Clock, outcome_of, write_small_study
 
 from dicom_node import ledger_core
+from dicom_node.association import Peer
 from dicom_node.commitment import Answer, Asked, OnAnswer, Requests
 from dicom_node.compute import CorrectionTask, Outcome, Refusal, read_outcome
 from dicom_node.delivery import DeliveryLoop
@@ -36,7 +37,7 @@ from dicom_node.rebuild import agree, open_ledger
 from dicom_node.reconcile import Reconciler
 from dicom_node.records import InstanceRecord, Job
 from dicom_node.retention import DAY_S, RetentionPolicy, finish_deletions, retain
-from dicom_node.scu import OnStatus, Peer, StoreResult, StoreStatus
+from dicom_node.scu import OnStatus, StoreResult, StoreStatus
 from dicom_node.spool import Spool, instance_path
 from dicom_node.states import JobState
 from dicom_node.statuses import Outcome as Arrival

@@ -16,9 +16,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, build_context, evt
 from pynetdicom.dimse_primitives import C_STORE
 
+from dicom_node.association import Peer, Timeouts
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener, ListenerReport, ListenerSettings, run_listener
-from dicom_node.scu import Peer, Timeouts
 from dicom_node.spool import Spool, create_file
 
 UID = "1.2.826.0.1.3680043.10.77"

@@ -21,12 +21,12 @@ from pynetdicom.sop_class import (
 )
 from received_study import Clock
 
+from dicom_node.association import Peer, Timeouts
 from dicom_node.commitment import ask
 from dicom_node.delivery import DAY_S, REFUSED_COMMITMENTS, DeliveryLoop
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener, ListenerSettings
 from dicom_node.records import Delivery, InstanceRecord
-from dicom_node.scu import Peer, Timeouts
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState, JobState
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.association import Peer, Problem
 from dicom_node.attempts import DAY_S, retry_delay_s
 from dicom_node.delivery import DeliveryLoop
 from dicom_node.ledger import Ledger
 from dicom_node.records import InstanceRecord
-from dicom_node.scu import OnStatus, Peer, Problem, StoreResult, StoreStatus
+from dicom_node.scu import OnStatus, StoreResult, StoreStatus
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState, JobState
 from dicom_node.statuses import Outcome

@@ -18,6 +18,7 @@ from listening import UID, Node, Scu, listener_process, starting, wait_until
 from pydicom.uid import MRImageStorage
 
 from dicom_node import sockets
+from dicom_node.association import Peer
 from dicom_node.dimse import (
     AFFECTED_SOP_CLASS_UID,
     AFFECTED_SOP_INSTANCE_UID,
@@ -34,7 +35,7 @@ from dicom_node.dimse import (
     us_value,
 )
 from dicom_node.listener import ListenerSettings
-from dicom_node.scu import Peer, echo, store
+from dicom_node.scu import echo, store
 
 ABORT = bytes.fromhex("07000000000400000000")  # A-ABORT by the service user, PS3.8 §9.3.8
 MAX_PDU = 4096

@@ -18,10 +18,10 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, evt
 
+from dicom_node.association import Peer, Timeouts
 from dicom_node.delivery import DeliveryLoop
 from dicom_node.ledger import Ledger
 from dicom_node.records import Delivery, InstanceRecord
-from dicom_node.scu import Peer, Timeouts
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState, JobState
 

@@ -25,9 +25,10 @@ from pydicom import dcmread
 from received_study import QUIET_S, SmallNode, outcome_of, variant, write_small_study
 
 from dicom_node import arrivals, log
+from dicom_node.association import Peer, Timeouts
 from dicom_node.config_sections import LogSettings
 from dicom_node.delivery import DeliveryLoop
-from dicom_node.scu import Peer, Timeouts, echo
+from dicom_node.scu import echo
 from dicom_node.spool import create_file
 from dicom_node.web.app import create_app
 

@@ -26,7 +26,8 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_node.scu import Peer, StoreStatus, Timeouts, echo, store
+from dicom_node.association import Peer, Timeouts
+from dicom_node.scu import StoreStatus, echo, store
 from dicom_node.statuses import TREATMENTS, Answer, Outcome, treat
 
 BOTH = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)

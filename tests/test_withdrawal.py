@@ -11,12 +11,13 @@ from instances import write_series
 from pydicom import Dataset
 
 from dicom_node import decisions
+from dicom_node.association import Peer, Problem
 from dicom_node.decisions import NotNow
 from dicom_node.delivery import DeliveryLoop
 from dicom_node.jobs import job_document
 from dicom_node.ledger import Ledger
 from dicom_node.records import InstanceRecord
-from dicom_node.scu import OnStatus, Peer, Problem, StoreResult, StoreStatus
+from dicom_node.scu import OnStatus, StoreResult, StoreStatus
 from dicom_node.spool import Spool
 from dicom_node.states import DeliveryState, JobState
 from dicom_node.statuses import Outcome

@@ -24,7 +24,8 @@ import pytest
 from hospital import NODE_AE, PACS_AE, SCANNER_AE, Orthanc, free_ports, orthanc, until
 from quick_correction import SETTINGS, write_head_study
 
-from dicom_node.scu import Peer, Timeouts, store
+from dicom_node.association import Peer, Timeouts
+from dicom_node.scu import store
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
 

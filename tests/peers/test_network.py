@@ -18,9 +18,10 @@ from instances import write_series
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicom_node.association import Peer, Timeouts
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener, ListenerSettings
-from dicom_node.scu import Peer, Timeouts, echo, store
+from dicom_node.scu import echo, store
 from dicom_node.sockets import TlsSettings
 from dicom_node.spool import Spool
 from dicom_node.statuses import Outcome
