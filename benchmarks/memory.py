@@ -34,13 +34,12 @@ from dicom_node.recipe import NO_MATCHER, Recipe
 LIMIT_BYTES = 2_500_000_000
 COARSE = (
     ("coarse_voxel_mm", "6"),
-    ("fine_voxel_mm", "6"),
     ("judge_voxel_mm", "6"),
     ("wide_voxel_mm", "8"),
     ("spacings_mm", "40,20"),
-    ("fine_spacing_mm", "20"),
+    ("near_spacing_mm", "20"),
+    ("near_step_mm", "2"),
     ("iterations", "4"),
-    ("fine_iterations", "2"),
 )
 
 

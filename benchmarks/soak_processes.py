@@ -23,9 +23,9 @@ NODE_AE, PACS_AE, SCANNER_AE = "DWICORR", "ORTHANC", "SCANNER"
 RESTART_S = 5.0  # RestartSec of the service
 # corrects a coarse head in a second or two, and takes any field for better than none
 QUICK = {
-    "coarse_voxel_mm": "6", "fine_voxel_mm": "6", "judge_voxel_mm": "6", "wide_voxel_mm": "8",
-    "wide_spacings_mm": "60", "spacings_mm": "40,20", "fine_spacing_mm": "20", "fine_bending": "100",
-    "label_step_mm": "2", "iterations": "4", "fine_iterations": "2", "least_gain": "-1",
+    "coarse_voxel_mm": "6", "judge_voxel_mm": "6", "wide_voxel_mm": "8",
+    "wide_spacings_mm": "60", "spacings_mm": "40,20", "near_spacing_mm": "20", "near_step_mm": "2",
+    "label_step_mm": "2", "iterations": "4", "least_gain": "-1",
     "most_structure_ratio": "10",
 }  # fmt: skip
 

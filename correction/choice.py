@@ -27,8 +27,9 @@ def explained(agreement: tuple[float, float], structure: tuple[float, float]) ->
 def choose(signals: Sequence[Signals], settings: Clinical) -> int:
     """Index of the best candidate; the first is "nothing" and stays unless another is clearly better.
 
-    Clearly: by how much it explains. Among those agreement ranks: it punishes over-fitting, structure takes
-    whatever bends most. Ties go to the earlier, simpler one.
+    Clearly: by how much it explains, in agreement and structure together. The same ranks those that are:
+    agreement punishes over-fitting but hardly tells near ones apart, structure takes whatever bends most.
+    Ties go to the earlier, simpler one.
     """
     nothing = signals[0]
 
@@ -42,7 +43,7 @@ def choose(signals: Sequence[Signals], settings: Clinical) -> int:
         and found.agreement > nothing.agreement
         and found.structure < nothing.structure * settings.most_structure_ratio
     ]
-    return max(worthy, key=lambda index: (signals[index].agreement, -index), default=0)
+    return max(worthy, key=lambda index: (gain(signals[index]), -index), default=0)
 
 
 def hold_out(landmarks: FrameLandmarks | None) -> tuple[FrameLandmarks | None, FrameLandmarks | None]:

@@ -1,9 +1,9 @@
 """The clinical method: one shift per voxel along phase encode, coarse to fine.
 
-The MIND cost of every shift is tabulated on a coarse grid and a cubic B-spline with bending energy and a
-fold limit is fitted to the table: first over a wide range of shifts, then over the range that was found,
-then on a fine grid around the result. Every stage's answer, and "nothing", stays a candidate until
-`quality` chooses among them.
+The MIND cost of every shift is tabulated and a cubic B-spline with bending energy and a fold limit is fitted
+to the table: on a coarse grid over a wide range of shifts, then over the range that was found, with the
+fields of air where air is the cause, and at last close to the result. What `choice` then chooses among are
+"nothing" and the answers of the later stages.
 """
 
 from __future__ import annotations
@@ -191,20 +191,22 @@ def wide_search(pair: Pair, settings: Clinical) -> tuple[ShiftField, float]:
         )
 
     fits = parallel.each(fitted, (None, table.whole()), table.cost.device)
-    field = ShiftField((min(fits, key=lambda fit: fit.energy).stage,))
+    field = min(fits, key=lambda fit: fit.energy).field
     shift = field.on(table.grid)[0][table.weight > 0.3].abs()
     return field, float(torch.quantile(shift, 0.99)) if len(shift) else 0.0
 
 
-def coarse_search(
-    pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None
-) -> list[tuple[str, ShiftField]]:
-    """One field for each strength of bending, by name.
+@dataclass(frozen=True, slots=True, eq=False)
+class Coarse:
+    """The smooth field that all starts meet in, and the costs that it was fitted to."""
 
-    The first strength is fitted from zero and from the wide search, and the lower energy kept: the two
-    see the same table. The others start from that answer. Where the fields of air lower the energy, all
-    answers have them, and are fitted once more to the costs close to them; else none has.
-    """
+    view: Scene
+    costs: cost.CostVolume
+    fit: Fit
+
+
+def coarse_search(pair: Pair, settings: Clinical, landmarks: FrameLandmarks | None) -> Coarse:
+    """Fitted from zero and from the wide search, and the lower energy kept: the two see the same costs."""
     wide, found_mm = wide_search(pair, settings)
     reach = min(max(settings.reach_mm, found_mm + 4.0), settings.most_reach_mm + 4.0)
     view = scene(pair, settings.coarse_voxel_mm, settings)
@@ -213,79 +215,71 @@ def coarse_search(
         settings.pooled_mm, settings,
     )  # fmt: skip
 
-    def fitted(
-        start: Fit | Tensor | None, spacings: tuple[float, ...], bending: float, air: AirFields | None,
-        costs: cost.CostVolume = table, landmark_weight: float = settings.landmark_weight,
-    ) -> Fit:  # fmt: skip
+    def fitted(start: Tensor | None) -> Fit:
         return fit_shifts(
-            costs, spacings, bending, settings, settings.iterations, start=start, air=air,
-            landmarks=landmarks, landmark_weight=landmark_weight,
+            table, settings.spacings_mm, settings.coarse_bending, settings, settings.iterations, start=start,
+            landmarks=landmarks, landmark_weight=settings.landmark_weight,
         )  # fmt: skip
 
-    starts = (None, wide.on(table.grid)[0])
-    device = table.cost.device
-    meeting, *other_bendings = settings.coarse_bending
-    fits = parallel.each(lambda start: fitted(start, settings.spacings_mm, meeting, None), starts, device)
-    best = min(fits, key=lambda fit: fit.energy)
-    last = settings.spacings_mm[-1:]
-    if settings.air_bending:
-        air = air_fields(pair.frame, pair.b0, pair.reference, settings)
-        first, *stiffer = settings.air_bending
-        with_air, without = parallel.each(
-            lambda fields: fitted(best, last, first, fields), (air, None), device
-        )
-        # whether air is the cause shows in the energy, at equal bending; the judge's signals cannot tell
-        if without.energy - with_air.energy > settings.air_least_gain:
-
-            def close(bending: float) -> tuple[str, ShiftField]:
-                far = fitted(with_air, last, bending, air, table, settings.landmark_weight_air)
-                again = costs_near(view, ShiftField((far.stage,)), settings)
-                fit = fitted(far, last, bending, air, again, settings.landmark_weight_near)
-                return f"{AIR} at bending {bending:g}", ShiftField((fit.stage,))
-
-            return [close(bending) for bending in stiffer or [first]]
-    others = parallel.each(lambda bending: fitted(best, last, bending, None), other_bendings, device)
-    return [
-        (f"coarse at bending {bending:g}", ShiftField((fit.stage,)))
-        for bending, fit in zip(settings.coarse_bending, [best, *others], strict=True)
-    ]
+    fits = parallel.each(fitted, (None, wide.on(table.grid)[0]), table.cost.device)
+    return Coarse(view, table, min(fits, key=lambda fit: fit.energy))
 
 
-def fine_search(
-    pair: Pair, coarse: ShiftField, settings: Clinical,
-    landmarks: FrameLandmarks | None,
-) -> list[tuple[str, ShiftField]]:  # fmt: skip
-    """Residuals of the coarse field on a fine grid, one field for each strength of bending, by name."""
-    if not settings.fine_bending:
-        return []
-    view = scene(pair, settings.fine_voxel_mm, settings)
-    shift, _ = coarse.on(view.grid)
-    warped = shifted(view.b0, shift, view.grid.spacing_mm[2])
-    warped_mask = shifted(view.b0_mask.float(), shift, view.grid.spacing_mm[2]) > 0.5
-    table = costs(
-        view, warped, warped_mask, settings.fine_reach_mm, settings.label_step_mm, settings.aggregation_mm,
-        2 * settings.fine_voxel_mm, settings,
-    )  # fmt: skip
-    residual = None if landmarks is None else landmarks_beyond(coarse, landmarks)
+def with_air(
+    pair: Pair, coarse: Coarse, settings: Clinical, landmarks: FrameLandmarks | None
+) -> tuple[AirFields, Fit] | None:
+    """The fields of air and the coarse fit that has them, or None where air is not the cause.
 
-    def refined(bending: float) -> tuple[str, ShiftField]:
-        fit = fit_shifts(
-            table, (settings.fine_spacing_mm,), bending, settings, settings.fine_iterations,
-            landmarks=residual, landmark_weight=settings.landmark_weight_fine,
-        )  # fmt: skip
-        return f"fine at bending {bending:g}", coarse.then(fit.stage)
-
-    return parallel.each(refined, settings.fine_bending, table.cost.device)
-
-
-def landmarks_beyond(field: ShiftField, landmarks: FrameLandmarks) -> FrameLandmarks:
-    """The landmarks as a residual of `field` must see them: r with x + r = φ⁻¹(moving).
-
-    φ⁻¹ by fixed-point iteration along phase encode, which contracts where the slope is below one.
+    That shows in the energy that they save, at equal bending; the judge's signals cannot tell.
     """
-    moving = landmarks.fixed_mm[:, 2] + landmarks.shift_mm
-    points = landmarks.fixed_mm.clone()
-    points[:, 2] = moving
-    for _ in range(12):
-        points[:, 2] = 0.5 * points[:, 2] + 0.5 * (moving - field.at(points))
-    return FrameLandmarks(landmarks.fixed_mm, points[:, 2] - landmarks.fixed_mm[:, 2], landmarks.weight)
+    if not settings.air:
+        return None
+    air = air_fields(pair.frame, pair.b0, pair.reference, settings)
+
+    def fitted(fields: AirFields | None) -> Fit:
+        return fit_shifts(
+            coarse.costs, settings.spacings_mm[-1:], settings.coarse_bending, settings, settings.iterations,
+            start=coarse.fit, air=fields, landmarks=landmarks, landmark_weight=settings.landmark_weight,
+        )  # fmt: skip
+
+    found, without = parallel.each(fitted, (air, None), coarse.costs.cost.device)
+    return (air, found) if without.energy - found.energy > settings.air_least_gain else None
+
+
+def near_search(
+    pair: Pair, coarse: Coarse, settings: Clinical, landmarks: FrameLandmarks | None
+) -> list[tuple[str, ShiftField]]:
+    """Fields that are fitted anew to the costs close to the coarse field, by name; air in all or in none.
+
+    Landmarks say less here than in the coarse field, which they hold together: the images say more.
+    """
+    found = with_air(pair, coarse, settings, landmarks)
+    if found is None:
+        air, start, spacing = None, coarse.fit, settings.near_spacing_mm
+        weight, middle, bendings = (
+            settings.landmark_weight_near,
+            settings.coarse_bending,
+            settings.near_bending,
+        )
+    else:
+        air, start = found
+        spacing, weight = settings.spacings_mm[-1], settings.landmark_weight_air
+        middle, bendings = settings.air_bending, (settings.air_bending,)
+
+    def fitted(costs: cost.CostVolume, start: Fit, bending: float) -> Fit:
+        believed = landmarks
+        if landmarks is not None and air is not None:
+            # a field without air may be too smooth to contradict anything
+            believed = landmarks.doubted(start.field.at(landmarks.fixed_mm), settings.landmark_doubt_mm)
+        return fit_shifts(
+            costs, (spacing,), bending, settings, settings.iterations, start=start, air=air,
+            landmarks=believed, landmark_weight=weight,
+        )  # fmt: skip
+
+    far = fitted(coarse.costs, start, middle)
+    again = costs_near(coarse.view, far.field, settings)
+    fits = parallel.each(lambda bending: fitted(again, far, bending), bendings, again.cost.device)
+    kind = "near" if air is None else AIR
+    return [
+        (f"{kind} at bending {bending:g}", fit.field) for bending, fit in zip(bendings, fits, strict=True)
+    ]

@@ -20,7 +20,7 @@ from correction import spline
 from correction.cost import CostVolume
 from correction.landmarks import FrameLandmarks
 from correction.methods import Clinical
-from correction.shifts import Stage
+from correction.shifts import ShiftField
 from correction.spline import Lattice
 from correction.susceptibility import AirFields
 
@@ -30,13 +30,13 @@ _LEAST_PROGRESS = 2e-6
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A minimum: the whole shift as one stage, and what it is made of.
+    """A minimum: the whole shift, and what it is made of.
 
     smooth: (A, B, P) mm, the spline's part on the cost volume's grid. strengths: (K,) of the air's fields, or
     None. energy: cost, landmarks, bending, strengths and folds together.
     """
 
-    stage: Stage
+    field: ShiftField
     smooth: Tensor
     strengths: Tensor | None
     energy: float
@@ -57,7 +57,7 @@ def fit_shifts(
     """Minimise cost + λ·bending + landmarks + strengths of the air + fold penalty, coarse to fine.
 
     start: an earlier fit, a shift (A, B, P) in mm on the cost volume's grid, or None for zero. The returned
-    stage has its control differences cut to the fold limit.
+    field has its control differences cut to the fold limit.
     """
     fit = start if isinstance(start, Fit) else None
     dense = start.smooth if isinstance(start, Fit) else start
@@ -143,7 +143,7 @@ class _Terms:
                 coefficients = _on_controls(coefficients, self._lattice, lattice)
                 coefficients = coefficients + torch.tensordot(strengths, self._air.coefficients, 1)
             coefficients = spline.unfold(coefficients, lattice.spacing_mm[2], self._settings.least_jacobian)
-            return Fit(Stage(lattice, coefficients), smooth, strengths, energy)
+            return Fit(ShiftField(lattice, coefficients), smooth, strengths, energy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Literal, Self, get_args, get_origin, get_type_hints
 
 from correction.errors import SettingsError
@@ -19,15 +20,14 @@ class _Overridable:
     def override(self, changes: Iterable[str]) -> Self:
         """A copy with "key=value" texts applied; raises SettingsError for an unknown key or a bad value."""
         hints = get_type_hints(type(self))
-        known = {field.name for field in fields(self) if field.init}  # type: ignore[arg-type]
+        # the name is the method: another one has other settings
+        known = {field.name for field in fields(self) if field.init} - {"name"}  # type: ignore[arg-type]
         values: dict[str, object] = {}
         for change in changes:
             key, equals, text = change.partition("=")
             key = key.strip()
             if not equals or key not in known:
-                raise SettingsError(
-                    f"Unknown setting {change!r}; write key=value with one of: {', '.join(sorted(known))}."
-                )
+                raise SettingsError(f"Unknown setting {change!r}; write key=value {_with_key(key, known)}")
             values[key] = _parse(key, text.strip(), hints[key])
         return replace(self, **values)  # type: ignore[type-var]
 
@@ -64,16 +64,16 @@ class Clinical(_Overridable):
     # field
     spacings_mm: tuple[float, ...] = (20.0, 12.0)
     wide_bending: float = 50.0
-    coarse_bending: tuple[float, ...] = (150.0, 15.0, 50.0, 500.0)  # the first one meets all starts
+    coarse_bending: float = 150.0  # where all starts meet, and what air is compared at
     least_jacobian: float = 0.1
     fold_weight: float = 10.0
     iterations: int = 100  # at most; with 30, air was found where there is none, or not, by rounding
 
     # air: the part of the field that is not smooth
-    # the first tells whether air is the cause, the others are candidates; none: air is not looked for
-    air_bending: tuple[float, ...] = (500.0, 2000.0)
-    # energy that air must save; measured: 0.005–0.05 where it is the cause, else at most 0.0023
-    air_least_gain: float = 0.0035
+    air: bool = True  # whether it is looked for
+    air_bending: float = 2000.0  # of the rest, where air explains what is steep
+    # energy that air must save; measured: 0.009 to 0.020 where it is the cause, else at most 0.0053
+    air_least_gain: float = 0.006
     air_voxel_mm: float = 4.0
     air_margin_mm: float = 40.0  # around the b = 0's field of view
     air_signal: tuple[float, ...] = (0.02, 0.3)  # share of bright tissue: all air, no air
@@ -84,25 +84,20 @@ class Clinical(_Overridable):
     air_least_ml: float = 0.5
     air_spacing_mm: float = 5.0  # of the spline that holds these fields
     air_ridge: float = 1e-5  # on strengths, (mm per ppm)^−2
-    # once air is in the field, its costs are taken anew close to it
+    cost_curvature: float = 0.02  # scales the search only: cost per mm², standard deviations
+
+    # costs are taken anew close to the field that was found
     near_reach_mm: float = 4.0
     near_step_mm: float = 1.0
     near_aggregation_mm: float = 2.0
-    cost_curvature: float = 0.02  # scales the search only: cost per mm², standard deviations
+    near_bending: tuple[float, ...] = (50.0, 500.0)  # without air
+    near_spacing_mm: float = 8.0
 
-    # fine pass
-    fine_voxel_mm: float = 1.75
-    fine_spacing_mm: float = 10.0
-    fine_bending: tuple[float, ...] = (300.0, 1000.0)
-    fine_reach_mm: float = 4.0
-    fine_iterations: int = 30
-
-    # landmarks
-    landmark_weight: float = 3.0  # of a set that is fully believed; usual sets are trusted by a half
-    landmark_weight_fine: float = 1.8
-    # with air in the field: the images say more there, and landmarks no longer have to hold it together
+    # landmarks; weights are those of a set that is fully believed
+    landmark_weight: float = 3.0  # in the coarse field, which they hold together
+    landmark_weight_near: float = 0.6
     landmark_weight_air: float = 1.5
-    landmark_weight_near: float = 1.25
+    landmark_doubt_mm: float = 3.0  # contradicting a field with air by more costs them their say
     landmark_huber_mm: float = 1.5
 
     # choice among candidates: a field must beat "nothing" by this much
@@ -122,10 +117,10 @@ class Clinical(_Overridable):
         _require(0 < self.least_jacobian < 1, "least_jacobian must lie between 0 and 1")
         _require(self.label_step_mm > 0 and self.reach_mm >= 2 * self.label_step_mm, "reach_mm is too small")
         _require(
-            all((self.spacings_mm, self.wide_spacings_mm, self.free_spacings_mm, self.coarse_bending)),
-            "spacings_mm, wide_spacings_mm, free_spacings_mm and coarse_bending need a value",
+            all((self.spacings_mm, self.wide_spacings_mm, self.free_spacings_mm, self.near_bending)),
+            "spacings_mm, wide_spacings_mm, free_spacings_mm and near_bending need a value",
         )
-        voxels = (self.coarse_voxel_mm, self.fine_voxel_mm, self.wide_voxel_mm, self.free_voxel_mm)
+        voxels = (self.coarse_voxel_mm, self.wide_voxel_mm, self.free_voxel_mm)
         _require(min(voxels) > 0.3, "working voxels must be above 0.3 mm")
 
 
@@ -170,6 +165,12 @@ def clinical() -> Clinical:
 def paper() -> Paper:
     """Landmark matching and B-spline implicit neural representations, as published."""
     return Paper()
+
+
+def _with_key(key: str, known: set[str]) -> str:
+    """Which key may have been meant; all of them only where none is like it."""
+    close = get_close_matches(key, sorted(known))
+    return f"with {' or '.join(close)}." if close else f"with one of: {', '.join(sorted(known))}."
 
 
 def _require(condition: bool, message: str) -> None:

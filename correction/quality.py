@@ -14,10 +14,10 @@ from correction import choice
 from correction.estimate import Candidate
 from correction.landmarks import Consensus
 from correction.rigid import Pose
-from correction.shifts import ShiftField
+from correction.shifts import Unmoved
 from correction.signals import Inspection, Signals
 
-NOTHING = Candidate("nothing", ShiftField())
+NOTHING = Candidate("nothing", Unmoved())
 
 
 class Level(StrEnum):
@@ -218,7 +218,7 @@ LIMITS = (
         "than before.",
     ),
     Limit(
-        "landmarks_disagree", lambda q: q.held_out_landmarks_after_mm or 0.0, 1.8, 3.0,
+        "landmarks_disagree", lambda q: q.held_out_landmarks_after_mm or 0.0, 1.5, 3.0,
         "Points that both images show, and that the correction was not told, lie {value:.1f} mm from where "
         "it puts them, expected below {limit:.1f} mm.",
     ),

@@ -15,16 +15,14 @@ from dicom_node.recipe import Recipe
 
 SETTINGS = (
     ("coarse_voxel_mm", "6"),
-    ("fine_voxel_mm", "6"),
     ("judge_voxel_mm", "6"),
     ("wide_voxel_mm", "8"),
     ("wide_spacings_mm", "60"),
     ("spacings_mm", "40,20"),
-    ("fine_spacing_mm", "20"),
-    ("fine_bending", "100"),
     ("label_step_mm", "2"),
+    ("near_spacing_mm", "20"),
+    ("near_step_mm", "2"),
     ("iterations", "4"),
-    ("fine_iterations", "2"),
     ("least_gain", "-1"),
     ("most_structure_ratio", "10"),
 )

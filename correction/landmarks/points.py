@@ -72,6 +72,11 @@ class FrameLandmarks:
         """The same on another device."""
         return FrameLandmarks(self.fixed_mm.to(device), self.shift_mm.to(device), self.weight.to(device))
 
+    def doubted(self, field_mm: Tensor, scale_mm: float) -> FrameLandmarks:
+        """The same, those that a field contradicts by more than scale_mm with little of their weight left."""
+        contradiction = (field_mm - self.shift_mm) / scale_mm
+        return FrameLandmarks(self.fixed_mm, self.shift_mm, self.weight / (1.0 + contradiction**2) ** 2)
+
     def loss(self, field_mm: Tensor, huber_mm: float) -> Tensor:
         """Mean pseudo-Huber distance times weight: mm² near zero, mm far away, over huber_mm.
 

@@ -22,7 +22,7 @@ DataSet = Callable[[str], Path]
 
 # what is wrong shows at every smoothness and resolution: one is enough, and quicker
 QUICK = methods.clinical().override(
-    ["coarse_bending=150", "air_bending=", "fine_bending=", "coarse_voxel_mm=3", "judge_voxel_mm=3"]
+    ["air=false", "near_bending=150", "coarse_voxel_mm=3", "judge_voxel_mm=3"]
 )
 WRONG: dict[str, Callable[[Volume], Volume]] = {
     "20 mm along phase encode": partial(disturbed.shifted, by_lps_mm=(0.0, 20.0, 0.0)),
@@ -98,7 +98,7 @@ def test_what_remains_tells_too_much_and_too_little_from_enough(case: PhantomCas
     frame, settings = Frame.of(case.b0, "j"), methods.clinical()
     pair = estimate.Pair.of(frame, case.b0, case.reference, settings)
     judge = Judge(estimate.scene(pair, settings.judge_voxel_mm, settings), frame, settings)
-    _, field = estimate.coarse_search(pair, settings, None)[0]
+    field = estimate.coarse_search(pair, settings, None).fit.field
 
     def remaining_mm(factor: float, offset_mm: float = 0.0) -> float:
         return judge.inspect(Candidate("bent", _Bent(field, factor, offset_mm)), None).along_mm

@@ -26,6 +26,13 @@ def test_a_small_distortion_that_structure_sees_is_worth_correcting() -> None:
     assert choice.choose([NOTHING, Signals("a", 0.804, 0.046)], methods.clinical()) == 1
 
 
+def test_where_fields_agree_alike_the_one_that_leaves_less_structure_is_taken() -> None:
+    stiff, bending = Signals("stiff", 0.8201, 0.045), Signals("bending", 0.82, 0.042)
+    assert choice.choose([NOTHING, stiff, bending], methods.clinical()) == 2
+    over_fitted = Signals("over-fitted", 0.81, 0.041)
+    assert choice.choose([NOTHING, stiff, bending, over_fitted], methods.clinical()) == 2
+
+
 def test_of_equals_the_earlier_and_simpler_one_is_taken() -> None:
     good = Signals("a", 0.85, 0.04)
     assert choice.choose([NOTHING, good, good], methods.clinical()) == 1

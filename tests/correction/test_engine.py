@@ -21,8 +21,8 @@ from correction import (
 )  # fmt: skip
 from correction.phantom import PhantomCase, head_case
 
-# one smoothness and no fine pass: geometry and physics need no last tenth of a millimetre
-QUICK = methods.clinical().override(["coarse_bending=150", "fine_bending=", "iterations=20"])
+# one smoothness: geometry and physics need no last tenth of a millimetre
+QUICK = methods.clinical().override(["near_bending=150", "iterations=20"])
 COARSE = {"voxel_mm": (3.0, 3.0, 4.0), "reference_voxel_mm": (2.5, 2.5, 4.0)}
 
 

@@ -28,8 +28,8 @@ def _bowls(shift_mm: torch.Tensor, weight: torch.Tensor) -> CostVolume:
     return CostVolume(cost.clamp(max=4.0), -12.0, 1.0, weight, GRID)
 
 
-def _error(stage_field: ShiftField, truth: torch.Tensor, weight: torch.Tensor) -> float:
-    found, _ = stage_field.on(GRID)
+def _error(field: ShiftField, truth: torch.Tensor, weight: torch.Tensor) -> float:
+    found, _ = field.on(GRID)
     return float((((found - truth) ** 2 * weight).sum() / weight.sum()).sqrt())
 
 
@@ -44,7 +44,7 @@ def test_the_field_of_a_cavity_is_found_where_bending_alone_would_flatten_it() -
         with_air = fit_shifts(volume, (12.0,), STIFF, CLINICAL, 30, air=AirFields(GRID, ppm[None]))
         assert with_air.strengths is not None
         assert abs(float(with_air.strengths[0]) - strength) < 0.2 * abs(strength)
-        errors = [_error(ShiftField((fit.stage,)), truth, weight) for fit in (alone, with_air)]
+        errors = [_error(fit.field, truth, weight) for fit in (alone, with_air)]
         assert errors[1] < 0.5 * errors[0]
         assert with_air.energy < alone.energy
 
@@ -55,7 +55,7 @@ def test_air_that_explains_nothing_gets_no_strength() -> None:
     fit = fit_shifts(volume, (20.0,), STIFF, CLINICAL, 30, air=AirFields(GRID, _field_of_a_cavity()[None]))
     assert fit.strengths is not None
     assert abs(float(fit.strengths[0])) < 0.05
-    assert _error(ShiftField((fit.stage,)), truth, volume.weight) < 0.05
+    assert _error(fit.field, truth, volume.weight) < 0.05
 
 
 def test_a_strength_that_would_fold_is_cut_to_the_least_jacobian() -> None:
@@ -63,7 +63,7 @@ def test_a_strength_that_would_fold_is_cut_to_the_least_jacobian() -> None:
     volume = _bowls(truth.clamp(-12, 12), torch.ones(GRID.shape))
     air = AirFields(GRID, _field_of_a_cavity()[None])
     fit = fit_shifts(volume, (20.0,), 1.0, CLINICAL, 30, air=air)
-    jacobian = ShiftField((fit.stage,)).on(GRID)[1]
+    jacobian = fit.field.on(GRID)[1]
     assert float(jacobian.min()) >= CLINICAL.least_jacobian - 1e-3
 
 

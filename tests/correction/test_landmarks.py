@@ -6,7 +6,7 @@ import torch
 
 from correction import Landmarks, ShapeError, Volume
 from correction.grid import Frame, Grid
-from correction.landmarks import agree
+from correction.landmarks import FrameLandmarks, agree
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 FRAME = Frame.of(Volume(torch.zeros(30, 60, 50), AFFINE), "j")
@@ -135,3 +135,10 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 def test_a_grid_that_is_off_the_head_mask_counts_as_outside() -> None:
     far = Grid((1000.0, 0.0, 0.0), GRID.spacing_mm, GRID.shape)
     assert agree(_planted(), FRAME, far, EVERYWHERE, one_axis=True).dropped["outside the head"] == 600
+
+
+def test_landmarks_that_a_field_contradicts_lose_their_weight() -> None:
+    points = torch.zeros(3, 3, dtype=torch.float64)
+    landmarks = FrameLandmarks(points, torch.tensor([1.0, 4.0, 13.0]), torch.full((3,), 0.8))
+    weight = landmarks.doubted(torch.ones(3), 3.0).weight
+    assert torch.allclose(weight, 0.8 * torch.tensor([1.0, 1 / 4, 1 / 17**2]))

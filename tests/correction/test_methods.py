@@ -1,5 +1,7 @@
 """Settings: the paper's values, and overrides by name."""
 
+from dataclasses import fields
+
 import pytest
 
 from correction import SettingsError, methods
@@ -32,7 +34,8 @@ def test_overrides_change_only_what_they_name() -> None:
         ("reach_mm=far", "a number"),
         ("iterations=1.5", "a whole number"),
         ("spacings_mm=20;12", "a list of numbers"),
-        ("name=paper", "one of clinical"),
+        ("reach=3", "with reach_mm"),
+        ("name=paper", "Unknown setting"),
         ("least_jacobian=2", "between 0 and 1"),
         ("spacings_mm=", "need a value"),
     ],
@@ -40,6 +43,16 @@ def test_overrides_change_only_what_they_name() -> None:
 def test_a_bad_override_says_what_would_be_right(change: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         methods.clinical().override([change])
+
+
+@pytest.mark.parametrize("settings", [methods.clinical(), methods.paper()])
+def test_the_settings_that_are_listed_are_those_that_can_be_changed(
+    settings: methods.Clinical | methods.Paper,
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        settings.override(["qqq=1"])
+    listed = str(error.value).partition("one of: ")[2].removesuffix(".").split(", ")
+    assert set(listed) == {field.name for field in fields(settings)} - {"name"}
 
 
 def test_a_bad_choice_lists_the_choices() -> None:

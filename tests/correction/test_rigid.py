@@ -14,7 +14,7 @@ from correction.phantom import head_case
 from correction.rigid import Pose
 
 QUICK = methods.clinical().override(
-    ["coarse_bending=150", "air_bending=", "fine_bending=", "coarse_voxel_mm=3", "judge_voxel_mm=3"]
+    ["air=false", "near_bending=150", "coarse_voxel_mm=3", "judge_voxel_mm=3"]
 )
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 

@@ -1,41 +1,37 @@
-"""Shifts one after the other: values, slopes and points agree."""
+"""A shift along phase encode: values, slopes and points agree."""
 
+import numpy as np
 import torch
 
-from correction.grid import Grid
-from correction.shifts import ShiftField, Stage
+from correction import Volume
+from correction.grid import Frame, Grid
+from correction.shifts import ShiftField, Unmoved
 from correction.spline import Lattice
 
 GRID = Grid((0.0, 0.0, 0.0), (2.0, 3.0, 1.0), (9, 8, 41))
 
 
-def _stage(seed: int) -> Stage:
+def _field(seed: int) -> ShiftField:
     lattice = Lattice.over(GRID, 10.0)
     noise = torch.randn(lattice.shape, generator=torch.Generator().manual_seed(seed))
-    return Stage(lattice, noise)
+    return ShiftField(lattice, noise)
 
 
-def test_no_stage_moves_nothing() -> None:
-    shift, jacobian = ShiftField().on(GRID)
-    assert float(shift.abs().max()) == 0.0
+def test_unmoved_moves_nothing() -> None:
+    frame = Frame.of(Volume(torch.ones(4, 5, 6), np.eye(4)), "j")
+    vectors, jacobian = Unmoved().vectors(frame, GRID)
+    assert torch.equal(vectors, torch.zeros(3, *GRID.shape))
     assert torch.equal(jacobian, torch.ones(GRID.shape))
 
 
-def test_the_last_stage_acts_first() -> None:
-    coarse, fine = _stage(0), _stage(1)
-    field = ShiftField((coarse,)).then(fine)
+def test_points_and_grid_agree() -> None:
+    field = _field(0)
     axes = torch.meshgrid(*(GRID.coordinates(axis) for axis in range(3)), indexing="ij")
     points = torch.stack([axis.flatten() for axis in axes], dim=1)
-    first = ShiftField((fine,)).at(points)
-    moved = points.clone()
-    moved[:, 2] += first
-    expected = first + ShiftField((coarse,)).at(moved)
-    assert torch.allclose(field.at(points), expected, atol=1e-4)
-    assert torch.allclose(field.on(GRID)[0].flatten().double(), expected.double(), atol=1e-3)
+    assert torch.allclose(field.on(GRID)[0].flatten(), field.at(points), atol=1e-5)
 
 
-def test_the_jacobian_is_the_slope_of_the_whole() -> None:
-    field = ShiftField((_stage(2),)).then(_stage(3))
-    shift, jacobian = field.on(GRID)
+def test_the_jacobian_is_the_slope_of_the_shift() -> None:
+    shift, jacobian = _field(2).on(GRID)
     slope = (shift[..., 2:] - shift[..., :-2]) / 2.0
     assert float((1 + slope - jacobian[..., 1:-1])[..., 3:-3].abs().max()) < 0.02
