@@ -55,8 +55,8 @@ def _exit_codes() -> tuple[tuple[type[Exception], int], ...]:
     from dicom_node.headers import HeaderError
     from dicom_node.ledger import LedgerError
     from dicom_node.nifti import NiftiProblem
-    from dicom_node.node import NodeError
     from dicom_node.offline import InputProblem, WrongOption
+    from dicom_node.preconditions import NodeError
     from dicom_node.reprocess import WrongUser
     from dicom_node.spool import SpoolError
 

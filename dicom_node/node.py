@@ -8,33 +8,33 @@ tick of the loop, and STOPPING.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
-import socket
 import sqlite3
 import threading
 import time
 from functools import partial
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import uvicorn
 
+from dicom_node import preconditions
 from dicom_node.config import Settings
 from dicom_node.config_parts import derive_policy, pairing_policy, peers, recipe
 from dicom_node.config_sections import ServerTls
 from dicom_node.delivery import DeliveryLoop
+from dicom_node.health import Parts, health_document
 from dicom_node.ledger import Ledger, path_below
 from dicom_node.listener import Caller, ListenerReport, ListenerSettings, run_listener
 from dicom_node.log import configure, get_logger
-from dicom_node.rebuild import agree, open_ledger
+from dicom_node.preconditions import NodeError
+from dicom_node.rebuild import agree
 from dicom_node.reconcile import ReconcilePolicy, Reconciler
 from dicom_node.retention import EVERY_S as RETENTION_EVERY_S
 from dicom_node.retention import RetentionPolicy, finish_deletions, retain
 from dicom_node.sockets import TlsSettings
-from dicom_node.spool import Spool, SpoolError
+from dicom_node.spool import SpoolError
 from dicom_node.systemd import notify
 from dicom_node.web.app import create_app
 from dicom_node.workers import Scheduler, Workers
@@ -50,10 +50,6 @@ RETENTION_FIRST_S = 60.0  # after the start, when there is more urgent work
 REBUILD_STEP_S = 120.0  # systemd waits this much longer for READY after each step of a rebuild
 
 log = get_logger(__name__)
-
-
-class NodeError(Exception):
-    """The node cannot start; the message says why and what to do."""
 
 
 def _server_tls(tls: ServerTls | None) -> TlsSettings | None:
@@ -98,9 +94,10 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = threading.Event()
-        self._spool = Spool(settings.storage.root, settings.storage.min_free_bytes)
-        self._lock = lock(settings.storage.root)
-        self._ledger = _opened(path_below(settings.storage.root), self._spool)
+        self._started = False
+        self._spool = preconditions.storage(settings.storage.root, settings.storage.min_free_bytes)
+        self._lock = preconditions.lock(settings.storage.root)
+        self._ledger = preconditions.ledger(path_below(settings.storage.root), self._spool)
         self._listener: SpawnProcess | None = None
         self._listener_lost_at = 0.0
         self._workers: Workers | None = None
@@ -126,6 +123,7 @@ class Node:
         except BaseException:
             self.stop()
             raise
+        self._started = True
         notify("READY=1")
         node = self._settings.node
         log.info("node started", ae_title=node.ae_title, address=node.bind, port=node.port)
@@ -166,6 +164,7 @@ class Node:
 
     def _start_listener(self) -> None:
         listener = listener_settings(self._settings)
+        preconditions.check_port("The node", "node", listener.bind, listener.port)
         context = multiprocessing.get_context("spawn")
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(
@@ -182,7 +181,7 @@ class Node:
                 report = receiving.recv()
         receiving.close()
         if report.port is None:
-            raise NodeError(f"The node cannot receive: {report.problem}. Is another program using the port?")
+            raise NodeError(f"The node cannot receive: {report.problem}.")
 
     def _keep_listener(self) -> None:
         """A listener that died is started again; scanners retry meanwhile."""
@@ -200,7 +199,7 @@ class Node:
 
     def _start_web(self) -> None:
         web = self._settings.web
-        token = _token(web.token_file) if web.token_file else None
+        token = preconditions.token(web.token_file) if web.token_file else None
         app = create_app(
             self._ledger,
             self._spool,
@@ -209,18 +208,7 @@ class Node:
             token=token,
             title=self._settings.node.ae_title,
         )
-        with contextlib.closing(
-            socket.socket(socket.AF_INET6 if ":" in web.bind else socket.AF_INET)
-        ) as probe:
-            # uvicorn exits the process when it cannot bind; a daemon says why instead
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((web.bind, web.port))
-            except OSError as error:
-                raise NodeError(
-                    f"The status page cannot listen on {web.bind}:{web.port} ({error.strerror}); "
-                    "set web.port to a free one."
-                ) from error
+        preconditions.check_port("The status page", "web", web.bind, web.port)
         self._web = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -312,8 +300,7 @@ class Node:
     # ---------------------------------------------------------------- health
 
     def health(self) -> dict[str, Any]:
-        """`status` ok, degraded (works, somebody should look) or failing, and each check."""
-        listener = self._listener is not None and self._listener.is_alive()
+        """What /health says; asks each part now."""
         try:
             self._ledger.count_jobs()
             ledger = True
@@ -327,59 +314,18 @@ class Node:
             workers = self._workers.alive() if self._workers is not None else 0
         except (OSError, TimeoutError):  # the scheduler is elsewhere, or has just gone
             workers = 0
-        destinations = {loop.name: loop.problem or "ok" for loop in self._deliveries}
-        checks: dict[str, Any] = {
-            "listener": "ok" if listener else "not running",
-            "ledger": "ok" if ledger else "cannot be read",
-            "disk": "ok" if room else "below storage.min_free_bytes: new images are refused",
-            "workers": "ok" if workers else "none is running",
-            "destinations": destinations,
-        }
-        if not (listener and ledger and workers):
-            status = "failing"
-        elif not room or any(state != "ok" for state in destinations.values()):
-            status = "degraded"
-        else:
-            status = "ok"
-        return {"status": status, "checks": checks}
-
-
-def lock(root: Path) -> IO[str]:
-    """Hold the storage root for this process, as long as the returned file is open; raises NodeError.
-
-    Two nodes on one root would delete each other's work. The lock goes with the process, however it ends.
-    """
-    file = (root / "node.lock").open("w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise NodeError(
-            f"Another dicom-node is running on {root}; stop it first (systemctl stop dicom-node)."
-        ) from None
-    return file
-
-
-def _opened(path: Path, spool: Spool) -> Ledger:
-    try:
-        return open_ledger(path, spool)
-    except (sqlite3.Error, SpoolError) as error:
-        raise NodeError(f"The ledger {path} cannot be opened: {error}.") from error
+        return health_document(
+            Parts(
+                started=self._started,
+                listener=self._listener is not None and self._listener.is_alive(),
+                ledger=ledger,
+                room=room,
+                workers=workers,
+                destinations={loop.name: loop.problem for loop in self._deliveries},
+            )
+        )
 
 
 def _still_starting(done: int, of: int) -> None:
     """Tell systemd that a rebuild goes on: it may take longer than a start usually does."""
     notify(f"EXTEND_TIMEOUT_USEC={int(REBUILD_STEP_S * 1e6)}\nSTATUS=Counting in images: {done} of {of}")
-
-
-def _token(path: Path) -> str:
-    """The token of the API. An empty one would let everybody in; raises NodeError."""
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise NodeError(f"The token file {path} (web.token_file) cannot be read: {error}.") from error
-    if not token:
-        raise NodeError(
-            f"The token file {path} (web.token_file) is empty; write a long random token into it."
-        )
-    return token

@@ -26,9 +26,10 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from dicom_node import arrivals, sockets
 from dicom_node import listener as listener_module
+from dicom_node.association import Peer
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Caller, Listener, ListenerSettings
-from dicom_node.scu import Peer, echo, store
+from dicom_node.scu import echo, store
 from dicom_node.sockets import TlsSettings
 from dicom_node.spool import Part, Spool, create_file, instance_path
 from dicom_node.statuses import Outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,14 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from certificates import make_certificates
 
+from dicom_node.association import Peer
 from dicom_node.config import Settings
 from dicom_node.config_parts import peers
-from dicom_node.node import Node, NodeError, listener_settings
-from dicom_node.scu import Peer, echo
+from dicom_node.node import Node, listener_settings
+from dicom_node.preconditions import NodeError
+from dicom_node.scu import echo
 
 
 def settings(root: Path, **changes: object) -> Settings:
@@ -76,8 +80,32 @@ def test_a_running_node_is_healthy_and_answers(running: tuple[Node, Settings]) -
 def test_a_port_that_is_taken_is_told_in_one_sentence(running: tuple[Node, Settings], tmp_path: Path) -> None:
     _, chosen = running
     second = Node(settings(tmp_path, node=chosen.node.model_dump()))
-    with pytest.raises(NodeError, match=f"cannot listen on 0.0.0.0:{chosen.node.port}"):
+    told = f"The node cannot listen on 0.0.0.0:{chosen.node.port}: another program uses it; .* node.port "
+    with pytest.raises(NodeError, match=told):
         second.start()
+
+
+def test_a_node_that_has_not_started_yet_says_that_it_is_starting(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    node, seen = Node(chosen), threading.Event()
+    said: list[str] = []
+
+    def watch() -> None:
+        while not seen.is_set():
+            with contextlib.suppress(httpx.TransportError):
+                said.append(httpx.get(f"http://127.0.0.1:{chosen.web.port}/health").json()["status"])
+            time.sleep(0.05)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        node.start()
+        assert eventually(lambda: bool(said) and said[-1] == "ok")
+    finally:
+        seen.set()
+        watching.join()
+        node.stop()
+    assert set(said) == {"starting", "ok"}
 
 
 def test_only_the_dicom_port_can_be_reached_from_other_machines(running: tuple[Node, Settings]) -> None:

@@ -50,7 +50,9 @@ def number_of(node: SmallNode, state: JobState) -> int:
     return next(job.id for job in node.jobs() if job.state is state)
 
 
-@pytest.mark.parametrize(("status", "code"), [("ok", 200), ("degraded", 200), ("failing", 503)])
+@pytest.mark.parametrize(
+    ("status", "code"), [("ok", 200), ("degraded", 200), ("failing", 503), ("starting", 503)]
+)
 def test_health_answers_by_status(node: SmallNode, status: str, code: int) -> None:
     app = create_app(node.ledger, node.spool, lambda: HEALTHY | {"status": status})
     client = TestClient(app, base_url=HERE)

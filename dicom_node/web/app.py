@@ -14,6 +14,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from dicom_node import __version__
 from dicom_node.decisions import NotNow
+from dicom_node.health import STARTING
 from dicom_node.jobs import PAGE, job_document, jobs_document, series_document
 from dicom_node.ledger import IllegalChange, Ledger, UnknownJob
 from dicom_node.log import get_logger
@@ -86,7 +87,7 @@ def _add_api(app: FastAPI, ledger: Ledger, spool: Spool, health: Health, acts: A
     @app.get("/health")
     def get_health(response: Response) -> dict[str, Any]:
         document = health()
-        response.status_code = 503 if document["status"] == "failing" else 200
+        response.status_code = 503 if document["status"] in ("failing", STARTING) else 200
         return document
 
     @app.get("/api/jobs")

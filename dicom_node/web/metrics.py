@@ -46,7 +46,8 @@ class NodeCollector(Collector):
 
     def _checks(self) -> Iterator[GaugeMetricFamily]:
         document = self._health()
-        yield GaugeMetricFamily("dicom_node_up", "1: ok, 0.5: degraded, 0: failing", _UP[document["status"]])
+        words = "1: ok, 0.5: degraded or starting, 0: failing"
+        yield GaugeMetricFamily("dicom_node_up", words, _UP[document["status"]])
         family = GaugeMetricFamily("dicom_node_check", "1: ok, 0: not", labels=["check"])
         for name, state in document["checks"].items():
             if not isinstance(state, dict):
@@ -80,7 +81,7 @@ class NodeCollector(Collector):
         yield oldest
 
 
-_UP = {"ok": 1.0, "degraded": 0.5, "failing": 0.0}
+_UP = {"ok": 1.0, "starting": 0.5, "degraded": 0.5, "failing": 0.0}
 
 
 def exposition(collector: NodeCollector) -> bytes:
