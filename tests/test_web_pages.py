@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -107,6 +108,47 @@ def test_the_review_page_shows_what_waits_for_a_person(client: TestClient, node:
     job = node.ledger.job(number)
     (node.spool.result_dir(job.result or "") / "qc.png").write_bytes(b"\x89PNG")
     assert f'src="/api/jobs/{number}/qc.png"' in client.get("/review").text
+
+
+def test_the_review_page_gives_each_sentence_of_a_verdict_a_line(client: TestClient, node: SmallNode) -> None:
+    judged = [{"code": "one", "text": "It lies 6 mm off."}, {"code": "two", "text": "Nothing was moved."}]
+    with node.ledger.transaction() as db:
+        db.execute("UPDATE jobs SET figures = ?", (json.dumps({"verdict": {"reasons": judged}}),))
+    page = client.get("/review").text
+    assert "<li>It lies 6 mm off.</li><li>Nothing was moved.</li>" in page
+    assert "the correction was judged not good enough to send:</p>" in page
+
+
+def test_what_was_withdrawn_waits_for_nobody_and_has_no_button(client: TestClient, node: SmallNode) -> None:
+    number = number_of(node, JobState.SENDING)
+    fields = {"form_token": form_token(client.get("/review").text)}
+    assert client.post(f"/jobs/{number}/withdraw", data=fields).status_code == 303
+    assert f'href="/jobs/{number}"' not in client.get("/review").text
+    page = client.get(f"/jobs/{number}").text
+    assert "withdrawn by" in page
+    assert "<form" not in page
+
+
+def test_withdrawing_takes_a_second_press_that_says_what_it_does(client: TestClient, node: SmallNode) -> None:
+    number = number_of(node, JobState.SENDING)
+    with node.ledger.transaction() as db:
+        db.execute("UPDATE jobs SET state = 'sent' WHERE id = ?", (number,))
+    page = client.get(f"/jobs/{number}").text
+    button = page.index(f'action="/jobs/{number}/withdraw"')
+    assert (
+        page.rindex("<details>", 0, button)
+        < page.index("cannot be undone")
+        < button
+        < page.index("</details>")
+    )
+
+
+def test_the_series_page_calls_a_series_by_words_and_not_by_codes(
+    client: TestClient, node: SmallNode
+) -> None:
+    page = client.get("/series").text
+    assert "<td>diffusion</td>" in page
+    assert "<td>dwi</td>" not in page
 
 
 def test_a_job_has_a_page_with_its_reference_and_its_events(client: TestClient, node: SmallNode) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from dicom_node import decisions
 from dicom_node.ledger import Ledger
 from dicom_node.states import JobState
+from rules.reasons import Code
 
 
 class Act(StrEnum):
@@ -49,6 +52,11 @@ class Acts:
                 decisions.withdraw(self.ledger, job_id, who, self.destinations)
 
 
-def offered(state: str) -> list[Act]:
-    """The acts that make sense for a job in this state."""
-    return [act for act, states in OFFERED.items() if state in states]
+def offered(job: Mapping[str, Any]) -> list[Act]:
+    """The acts that make sense for a job as its document tells it; none when its images were rejected."""
+    return [] if withdrawn(job) else [act for act, states in OFFERED.items() if job["state"] in states]
+
+
+def withdrawn(job: Mapping[str, Any]) -> bool:
+    """Whether somebody took the job's images back, which is the last word about it."""
+    return bool(job["reason"]) and job["reason"]["code"] == Code.WITHDRAWN_BY_PERSON

@@ -5,7 +5,8 @@ Plain forms and no script: the pages work in any browser, and nothing can be inj
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -15,11 +16,13 @@ from fastapi.templating import Jinja2Templates
 
 from dicom_node import __version__
 from dicom_node.decisions import NotNow
+from dicom_node.explain import KINDS
 from dicom_node.jobs import job_document, jobs_in_words, series_document
 from dicom_node.ledger import IllegalChange, Ledger, UnknownJob
+from dicom_node.records import Job
 from dicom_node.spool import Spool
 from dicom_node.states import JobState
-from dicom_node.web.acts import Act, Acts, offered
+from dicom_node.web.acts import Act, Acts, offered, withdrawn
 from dicom_node.web.guard import Guard, local_path, read_form
 
 FOLDER = FilePath(__file__).parent
@@ -42,6 +45,7 @@ class Pages:
         self._templates = Jinja2Templates(FOLDER / "templates")
         self._templates.env.filters["moment"] = lambda text: text.replace("T", " ").removesuffix("+00:00")
         self._templates.env.filters["short"] = lambda uid: f"…{uid[-12:]}" if len(uid) > 14 else uid
+        self._templates.env.filters["kind"] = lambda series_class: KINDS.get(series_class, series_class)
         self._templates.env.globals.update(offered=offered, version=__version__)
 
     def page(self, request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -66,9 +70,6 @@ def add_pages(
     """Add the pages to the application."""
     pages = Pages(guard, health, title)
 
-    def pictured(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [job | {"picture": _has_picture(ledger, spool, job["id"])} for job in jobs]
-
     @app.get("/", include_in_schema=False)
     def status_page(request: Request, state: JobState | None = None, before: Before = None) -> Response:
         jobs = ledger.latest_jobs([state] if state else (), before=before, limit=JOBS_A_PAGE)
@@ -87,16 +88,16 @@ def add_pages(
     def review_page(request: Request, before: Before = None) -> Response:
         jobs = ledger.latest_jobs(TO_REVIEW, before=before, limit=JOBS_A_PAGE)
         older = jobs[-1].id if len(jobs) == JOBS_A_PAGE else None
-        return pages.page(request, "review", jobs=pictured(jobs_in_words(ledger, jobs)), older=older)
+        return pages.page(request, "review", jobs=list(_cases(ledger, spool, jobs)), older=older)
 
     @app.get("/jobs/{job_id}", include_in_schema=False)
     def job_page(request: Request, job_id: JobNumber) -> Response:
         try:
-            (job,) = pictured([job_document(ledger, job_id)])
+            job = job_document(ledger, job_id)
         except UnknownJob:
             text = f"There is no job {job_id} on this node."
             return pages.page(request, "message", 404, heading="Not found", text=text)
-        return pages.page(request, "job", job=job)
+        return pages.page(request, "job", job=job | {"picture": _has_picture(spool, ledger.job(job_id))})
 
     @app.post("/jobs/{job_id}/{act}", include_in_schema=False)
     async def act_on_job(request: Request, job_id: JobNumber, act: Act) -> Response:
@@ -118,6 +119,14 @@ def add_pages(
         older = rows[-1] if len(rows) == SERIES_A_PAGE else None
         return pages.page(request, "series", series=series_document(rows), older=older)
 
+    @app.get("/static/style.css", include_in_schema=False)
+    def style() -> Response:
+        return FileResponse(FOLDER / "static" / "style.css", media_type="text/css")
+
+    _add_sign_in(app, pages, guard)
+
+
+def _add_sign_in(app: FastAPI, pages: Pages, guard: Guard) -> None:
     @app.get("/login", include_in_schema=False)
     def login_page(request: Request, next: str = "/") -> Response:
         return pages.page(request, "login", next=local_path(next), wrong=False)
@@ -132,11 +141,16 @@ def add_pages(
         guard.open_session(request, response)
         return response
 
-    @app.get("/static/style.css", include_in_schema=False)
-    def style() -> Response:
-        return FileResponse(FOLDER / "static" / "style.css", media_type="text/css")
+
+def _cases(ledger: Ledger, spool: Spool, jobs: Iterable[Job]) -> Iterator[dict[str, Any]]:
+    """What waits for a decision, with its picture and each sentence of its verdict."""
+    for job in jobs:
+        (document,) = jobs_in_words(ledger, [job])
+        if not withdrawn(document):
+            verdict = json.loads(job.figures).get("verdict", {}) if job.figures else {}
+            judged = [reason["text"] for reason in verdict.get("reasons", ())]
+            yield document | {"picture": _has_picture(spool, job), "judged": judged}
 
 
-def _has_picture(ledger: Ledger, spool: Spool, job_id: int) -> bool:
-    result = ledger.job(job_id).result
-    return bool(result) and (spool.result_dir(str(result)) / "qc.png").is_file()
+def _has_picture(spool: Spool, job: Job) -> bool:
+    return bool(job.result) and (spool.result_dir(str(job.result)) / "qc.png").is_file()
