@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from correction import Correction, Volume
 from correction.errors import CorrectionError
 from dicom_node import __version__
 from dicom_node.companions import Finished, write_companions
-from dicom_node.derive import (
-    DerivePolicy,
-    OutputGrid,
-    Provenance,
-    derive,
-)
+from dicom_node.derive import DerivePolicy, OutputGrid, Provenance, Written, derive
 from dicom_node.distortion import (
-    Corrected,
     Distorted,
     PhaseEncodingChoice,
     Progress,
@@ -220,92 +216,135 @@ def correct_series(
     lead = load(field_from) if field_from else source
     _check_same_grid(source, lead)
     reference = load_reference(reference_instances)
-    reference_facts = summarise(reference_instances)
-    load_s = time.monotonic() - started
-    distorted = Distorted(
-        lead.voxels,
-        lead.affine,
-        lead.lowest_b(),
-        phase_encoding or phase_encoding_of(lead.facts),
-    )
+    encoding = phase_encoding or phase_encoding_of(lead.facts)
+    distorted = Distorted(lead.voxels, lead.affine, lead.lowest_b(), encoding)
     before = distorted.b0()
+    load_s = time.monotonic() - started
     correction, seconds = estimate_field(distorted, reference, recipe, progress)
+
     started = time.monotonic()
-    # a long series twice would not fit: each volume gives its place to its correction, where nobody needs it
-    place = source.voxels if policy.grid is OutputGrid.DWI else np.empty_like(source.voxels)
-    moved = apply_field(correction, source.voxels, source.affine, recipe, progress, place)
-    corrected = Corrected(correction, moved)
+    found = _FoundField(correction, reference, recipe, policy, out, datetime.now(UTC))
+    moved = found.applied_to(source, progress)
     seconds["apply"] = time.monotonic() - started
 
     started = time.monotonic()
     tell(progress, "derive", 0.0)
     made_by = Provenance(
         reference=reference_instances,
-        reference_facts=reference_facts,
+        reference_facts=summarise(reference_instances),
         contrast=contrast,
         version=__version__,
         settings_digest=settings_digest(recipe, policy),
         modulated=recipe.modulate,
-        phase_axis=distorted.phase_encoding.bids or "none",
-        verdict=corrected.correction.verdict.level,
-        figures=figures(corrected.correction)["displacement_mm"],
+        phase_axis=encoding.bids or "none",
+        verdict=correction.verdict.level,
+        figures=figures(correction)["displacement_mm"],
         taken_numbers=taken_numbers,
         input_digest=input_digest,
     )
-    folder, now = _folder(out / "derived"), datetime.now(UTC)
-    voxels = on_output_grid(source, corrected.voxels, correction, reference, recipe, policy, out)
-    written = derive(source, voxels, made_by, policy, folder, now)
+    voxels, written = found.derived(source, moved, made_by)
     seconds = {"read": headers_s + load_s, **seconds, "derive": time.monotonic() - started}
-    document = report(
-        corrected.correction,
-        Described(
-            inputs={
-                "dwi_series_uid": source.facts.series_uid,
-                "reference_series_uid": reference_facts.series_uid,
-            },
-            method=recipe.method,
-            seed=recipe.seed,
-            phase_encoding=distorted.phase_encoding.described(),
-            seconds=seconds,
-            modulated=recipe.modulate,
-        ),
-    )
-    write_displacement(
-        out / "displacement.nii.gz", corrected.correction.displacement, source.affine, flip_rows=True
-    )
+    document = found.report(source, made_by, encoding, seconds)
+    write_displacement(out / "displacement.nii.gz", correction.displacement, source.affine, flip_rows=True)
     if images:
-        write_images(out, corrected.correction, corrected.voxels, source.affine, flip_rows=True)
-    write_picture(out, corrected.correction, before, document, policy.companions.notice)
+        write_images(out, correction, moved, source.affine, flip_rows=True)
+    write_picture(out, correction, before, document, policy.companions.notice)
     write_report(out, document)
-    output_series_uid, taken_over = written[0].series_uid, []
+    output_series_uid = written[0].series_uid
     if not field_from:  # a sibling that came late: the series with the field has its companions already
         displacement_mm = correction.displacement.cpu().numpy()
         companions = Finished.of(
-            source, voxels, displacement_mm, made_by, policy, written, document, out / "qc.png", now
+            source, voxels, displacement_mm, made_by, policy, written, document, out / "qc.png", found.now
         )
-        written += write_companions(companions, folder)
-    for sibling in siblings:
-        beside = load(sibling.instances)
-        _check_same_grid(beside, source)
-        place = beside.voxels if policy.grid is OutputGrid.DWI else np.empty_like(beside.voxels)
-        moved = apply_field(correction, beside.voxels, beside.affine, recipe, out=place)
-        its_own = replace(made_by, input_digest=sibling.input_digest)
-        moved = on_output_grid(beside, moved, correction, reference, recipe, policy, out)
-        made = derive(beside, moved, its_own, policy, folder, now)
-        taken_over.append((beside.facts.series_uid, made[0].series_uid))
-        written += made
+        written += write_companions(companions, out / "derived")
+    taken_over = found.derived_siblings(source, siblings, made_by)
+    written += chain.from_iterable(taken_over.values())
+    pairs = tuple((source_uid, made[0].series_uid) for source_uid, made in taken_over.items())
+    return _outcome(document, output_series_uid, written, pairs)
+
+
+def _outcome(
+    document: Mapping[str, Any],
+    output_series_uid: str,
+    written: Sequence[Written],
+    siblings: tuple[tuple[str, str], ...],
+) -> Outcome:
+    """What the report, and what was written, say of a correction."""
+    told = ("displacement_mm", "jacobian", "quality", "landmarks", "verdict")
     return Outcome(
         verdict=document["verdict"]["level"],
         verdict_text=" ".join(reason["text"] for reason in document["verdict"]["reasons"]),
         output_series_uid=output_series_uid,
         sop_uids=tuple(one.sop_uid for one in written),
         series_uids=tuple(dict.fromkeys(one.series_uid for one in written)),
-        figures={
-            key: document[key] for key in ("displacement_mm", "jacobian", "quality", "landmarks", "verdict")
-        },
+        figures={key: document[key] for key in told},
         seconds=document["seconds"],
-        siblings=tuple(taken_over),
+        siblings=siblings,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundField:
+    """A field that was found, and how the series that share it are corrected. out: the result's folder."""
+
+    correction: Correction
+    reference: Volume
+    recipe: Recipe
+    policy: DerivePolicy
+    out: Path
+    now: datetime
+
+    def applied_to(self, series: LoadedSeries, progress: Progress | None = None) -> Array:
+        """Its volumes (V, Z, Y, X), corrected on their own grid; the distorted ones may be gone then.
+
+        A long series twice would not fit: each volume gives its place to its correction, where nobody
+        needs it.
+        """
+        place = series.voxels if self.policy.grid is OutputGrid.DWI else np.empty_like(series.voxels)
+        return apply_field(self.correction, series.voxels, series.affine, self.recipe, progress, place)
+
+    def derived(self, series: LoadedSeries, moved: Array, made_by: Provenance) -> tuple[Array, list[Written]]:
+        """The corrected volumes on the grid that is asked for, and the series written from them."""
+        folder = self.out / "derived"
+        folder.mkdir(parents=True, exist_ok=True)
+        voxels = on_output_grid(
+            series, moved, self.correction, self.reference, self.recipe, self.policy, self.out
+        )
+        return voxels, derive(series, voxels, made_by, self.policy, folder, self.now)
+
+    def derived_siblings(
+        self, source: LoadedSeries, siblings: Sequence[SiblingSeries], made_by: Provenance
+    ) -> dict[str, list[Written]]:
+        """Series of the same EPI, corrected too: what was written, by the sibling's SeriesInstanceUID."""
+        written = {}
+        for sibling in siblings:
+            beside = load(sibling.instances)
+            _check_same_grid(beside, source)
+            its_own = replace(made_by, input_digest=sibling.input_digest)
+            _, made = self.derived(beside, self.applied_to(beside), its_own)
+            written[beside.facts.series_uid] = made
+        return written
+
+    def report(
+        self,
+        source: LoadedSeries,
+        made_by: Provenance,
+        encoding: PhaseEncodingChoice,
+        seconds: Mapping[str, float],
+    ) -> dict[str, Any]:
+        """The document of report.json."""
+        described = Described(
+            inputs={
+                "dwi_series_uid": source.facts.series_uid,
+                "reference_series_uid": made_by.reference_facts.series_uid,
+            },
+            method=self.recipe.method,
+            seed=self.recipe.seed,
+            phase_encoding=encoding.described(),
+            seconds=seconds,
+            modulated=self.recipe.modulate,
+        )
+        return report(self.correction, described)
 
 
 def _check_same_grid(source: LoadedSeries, lead: LoadedSeries) -> None:
@@ -317,8 +356,3 @@ def _check_same_grid(source: LoadedSeries, lead: LoadedSeries) -> None:
             f"Series {source.facts.series_number} does not lie on the grid of series "
             f"{lead.facts.series_number}, so its field does not fit."
         )
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
