@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,32 +21,45 @@ from dicom_node.terminal import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from dicom_node.offline.request import Report
+
 
 def correct(
-    inputs: Annotated[list[Path], typer.Argument(help="A DICOM folder, or one NIfTI DWI.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="A DICOM folder, or one NIfTI DWI.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the results go.")],
     reference: Annotated[
         Path | None, typer.Option(help="The anatomical image; DICOM input chooses by itself.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="clinical or paper.")] = None,
+    method: Annotated[str | None, typer.Option(help="clinical or paper; else the configuration's.")] = None,
     matcher: Annotated[
         str | None,
         typer.Option(help="Landmarks: auto, none, or a matcher that `dicom-node weights` lists."),
     ] = None,
     phase_encoding: Annotated[
-        str | None, typer.Option(help="i, i-, j, j-, k, k-, or none for free 3-D.")
+        str | None,
+        typer.Option(
+            help="i, i-, j, j-, k, k-, or none for free 3-D; else what the header or the .json says."
+        ),
     ] = None,
     total_readout_time: Annotated[float | None, typer.Option(help="Seconds, for figures in Hz.")] = None,
-    bval: Annotated[Path | None, typer.Option(help="b-values of a NIfTI DWI.")] = None,
-    bvec: Annotated[Path | None, typer.Option(help="b-vectors of a NIfTI DWI; copied.")] = None,
+    bval: Annotated[
+        Path | None, typer.Option(help="b-values of a NIfTI DWI; else the .bval beside it.")
+    ] = None,
+    bvec: Annotated[
+        Path | None, typer.Option(help="b-vectors of a NIfTI DWI, copied; else the .bvec beside it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same field.")] = 0,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N; else the configuration's.")] = None,
     settings_texts: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting of the method (their names: report.json)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Correct a study or a NIfTI image here and now, without a network."""
+    """Correct a study or a NIfTI image without a network."""
     from dicom_node.config_parts import derive_policy, pairing_policy, recipe
     from dicom_node.derive import DerivePolicy
     from dicom_node.offline import Request, correct_input
@@ -83,22 +96,27 @@ def correct(
     if as_json:
         print_json(asdict(report))
     else:
-        for result in report.results:
-            out.print(
-                f"{result.name}: corrected with {result.reference}, verdict {result.verdict}, displacement "
-                f"{result.rms_mm:.1f} mm typically, {result.max_mm:.1f} mm at most; {result.seconds:.0f} s.",
-                markup=False,
-            )
-            if result.verdict_text:
-                out.print(f"  {result.verdict_text}", markup=False)
-            out.print(f"  Files in {result.out}; look at {result.out / 'qc.png'}.", markup=False)
-        for item in report.skipped:
-            out.print(f"{item.name}: not corrected: {item.text}", markup=False)
-        if report.unreadable:
-            files = "1 file was" if len(report.unreadable) == 1 else f"{len(report.unreadable)} files were"
-            out.print(f"{files} left out, the first: {report.unreadable[0]}", markup=False)
+        _print_report(report)
     if report.rejected:
         raise typer.Exit(REJECTED)
+
+
+def _print_report(report: Report) -> None:
+    """What became of each series, for people."""
+    for result in report.results:
+        out.print(
+            f"{result.name}: corrected with {result.reference}, verdict {result.verdict}, displacement "
+            f"{result.rms_mm:.1f} mm typically, {result.max_mm:.1f} mm at most; {result.seconds:.0f} s.",
+            markup=False,
+        )
+        if result.verdict_text:
+            out.print(f"  {result.verdict_text}", markup=False)
+        out.print(f"  Files in {result.out}; look at {result.out / 'qc.png'}.", markup=False)
+    for item in report.skipped:
+        out.print(f"{item.name}: not corrected: {item.text}", markup=False)
+    if report.unreadable:
+        files = "1 file was" if len(report.unreadable) == 1 else f"{len(report.unreadable)} files were"
+        out.print(f"{files} left out, the first: {report.unreadable[0]}", markup=False)
 
 
 def _key_value(text: str) -> tuple[str, str]:
@@ -109,10 +127,10 @@ def _key_value(text: str) -> tuple[str, str]:
 
 
 def explain(
-    path: Annotated[Path, typer.Argument(help="A folder with DICOM files.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder with DICOM files.")],
     as_json: Json = False,
 ) -> None:
-    """Say what each series is and why, and which reference each diffusion series would get."""
+    """Say what each series is, which reference it would get, and why."""
     from dicom_node.config_parts import pairing_policy
     from dicom_node.explain import explain as explain_paths
     from dicom_node.explain import render
@@ -142,7 +160,10 @@ def demo(
     ] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep everything that was made in this folder.")] = None,
 ) -> None:
-    """Show the whole chain on this machine: a scanner, the node and an archive, on loopback."""
+    """Show the whole chain on this machine.
+
+    A scanner, the node and an archive, on loopback.
+    """
     from dicom_node.demo import run_demo
     from dicom_node.progress import shown
 

@@ -26,7 +26,7 @@ from dicom_node.terminal import (
 
 
 def jobs(
-    job_id: Annotated[int | None, typer.Argument(metavar="[ID]", help="One job, with its events.")] = None,
+    job_id: Annotated[int | None, typer.Argument(metavar="ID", help="One job, with its events.")] = None,
     state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -50,10 +50,17 @@ def jobs(
     if as_json:
         print_json({"jobs": pages, "next": None})
         return
-    table = Table("job", "series", "state", "since", "verdict", "why", box=None)
+    table = Table("job", "series", "state", "since (UTC)", "verdict", "why", box=None)
     for job in pages:
         why = job["reason"]["text"] if job["reason"] else ""
-        cells = (job["id"], job["series_number"], job["state"], job["changed"], job["verdict"] or "", why)
+        cells = (
+            job["id"],
+            job["series_number"],
+            job["state"],
+            _moment(job["changed"]),
+            job["verdict"] or "",
+            why,
+        )
         table.add_row(*(Text(str(cell)) for cell in cells))  # Text: brackets in a reason are no markup
     out.print(table if pages else "No job yet.")
 
@@ -68,14 +75,24 @@ def _pages(page: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def _moment(time: str) -> str:
+    """A time of the document for people, who know that it is UTC."""
+    return time.replace("T", " ").removesuffix("+00:00")
+
+
 def _print_job(document: dict[str, Any]) -> None:
-    out.print(f"job {document['id']}: series {document['series_number']}, {document['state']}", markup=False)
+    out.print(
+        f"job {document['id']}: series {document['series_number']}, {document['state']}; times in UTC",
+        markup=False,
+    )
     if document["reason"]:
         out.print(document["reason"]["text"], markup=False)
     for event in document["events"]:
         who = f" by {event['who']}" if event["who"] else ""
         why = f": {event['reason']['text']}" if event["reason"] else ""
-        out.print(f"  {event['at']}  {event['from'] or 'new'} → {event['to']}{who}{why}", markup=False)
+        out.print(
+            f"  {_moment(event['at'])}  {event['from'] or 'new'} → {event['to']}{who}{why}", markup=False
+        )
     for delivery in document["deliveries"]:
         why = f": {delivery['reason']['text']}" if delivery["reason"] else ""
         tries = f"{delivery['attempts']} attempt{'' if delivery['attempts'] == 1 else 's'}"
@@ -133,10 +150,13 @@ def withdraw(job_id: JobId) -> None:
 
 
 def reprocess(
-    paths: Annotated[list[Path], typer.Argument(help="Folders or files of an archive.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Folders or files of an archive.")],
     as_json: Json = False,
 ) -> None:
-    """Take an archive's files as if a scanner had sent them; run again, it goes on where it stopped."""
+    """Take an archive's files as if a scanner had sent them.
+
+    Run again, it goes on where it was stopped.
+    """
     from dicom_node.headers import files_below
     from dicom_node.ledger import Ledger, path_below
     from dicom_node.progress import shown

@@ -22,7 +22,7 @@ from dicom_node.terminal import (
 
 
 def send(
-    path: Annotated[Path, typer.Argument(help="A DICOM file or folder.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A DICOM file or folder.")],
     to: Annotated[str, typer.Option(help="A configured destination, or AET@HOST:PORT.")],
     as_json: Json = False,
 ) -> None:
@@ -62,7 +62,8 @@ def send(
 
 def echo(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Destinations, or AET@HOST:PORT; all when none is named.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Destinations, or AET@HOST:PORT; all when none is named."),
     ] = None,
     as_json: Json = False,
 ) -> None:

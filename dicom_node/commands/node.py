@@ -46,7 +46,9 @@ def serve() -> None:
 
 
 def worker(
-    scheduler: Annotated[str, typer.Argument(help="The Dask scheduler, such as tls://gpu1:8786.")],
+    scheduler: Annotated[
+        str, typer.Argument(metavar="SCHEDULER", help="The Dask scheduler, such as tls://gpu1:8786.")
+    ],
 ) -> None:
     """Compute for a node elsewhere (correction.scheduler). Ends with SIGTERM or Ctrl-C."""
     import torch
@@ -71,7 +73,7 @@ def worker(
 
 
 def check(as_json: Json = False) -> None:
-    """Look whether everything is here: configuration, disk, device, destinations."""
+    """Check configuration, disk, device and destinations."""
     from dicom_node.check import Mark, checks
 
     signs = {Mark.TICK: "[green]✓[/]", Mark.CROSS: "[red]✗[/]", Mark.REMARK: "[yellow]![/]"}
@@ -89,7 +91,7 @@ def check(as_json: Json = False) -> None:
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("config.yaml"),
 ) -> None:
     """Write a commented configuration with every key and its default."""
     if path.exists():
@@ -104,7 +106,10 @@ def init(
 
 
 def weights(as_json: Json = False) -> None:
-    """Show which matcher weights are found, where, with their hashes and licences."""
+    """Show which matchers could be used here.
+
+    For each its files of weights: where they lie, their hashes and licences.
+    """
     from dicom_node.matcher_weights import survey
 
     settings = configured_or_none()
