@@ -225,12 +225,11 @@ def coarse_search(pair: Pair, settings: Clinical, landmarks: FrameLandmarks | No
     return Coarse(view, table, min(fits, key=lambda fit: fit.energy))
 
 
-def with_air(
-    pair: Pair, coarse: Coarse, settings: Clinical, landmarks: FrameLandmarks | None
-) -> tuple[AirFields, Fit] | None:
-    """The fields of air and the coarse fit that has them, or None where air is not the cause.
+def with_air(pair: Pair, coarse: Coarse, settings: Clinical) -> tuple[AirFields, Fit] | None:
+    """The fields of air and a fit that has them, or None where air is not the cause.
 
-    That shows in the energy that they save, at equal bending; the judge's signals cannot tell.
+    That shows in the energy that they save at equal bending: the judge's signals cannot tell. Landmarks have
+    no part in it; a field that is too smooth for them is no sign of air.
     """
     if not settings.air:
         return None
@@ -239,7 +238,7 @@ def with_air(
     def fitted(fields: AirFields | None) -> Fit:
         return fit_shifts(
             coarse.costs, settings.spacings_mm[-1:], settings.coarse_bending, settings, settings.iterations,
-            start=coarse.fit, air=fields, landmarks=landmarks, landmark_weight=settings.landmark_weight,
+            start=coarse.fit, air=fields,
         )  # fmt: skip
 
     found, without = parallel.each(fitted, (air, None), coarse.costs.cost.device)
@@ -253,33 +252,29 @@ def near_search(
 
     Landmarks say less here than in the coarse field, which they hold together: the images say more.
     """
-    found = with_air(pair, coarse, settings, landmarks)
+    found = with_air(pair, coarse, settings)
     if found is None:
-        air, start, spacing = None, coarse.fit, settings.near_spacing_mm
-        weight, middle, bendings = (
-            settings.landmark_weight_near,
-            settings.coarse_bending,
-            settings.near_bending,
-        )
+        air, start, bendings = None, coarse.fit, settings.near_bending
+        spacing, weight = settings.near_spacing_mm, settings.landmark_weight_near
     else:
-        air, start = found
+        (air, start), bendings = found, (settings.air_bending,)
         spacing, weight = settings.spacings_mm[-1], settings.landmark_weight_air
-        middle, bendings = settings.air_bending, (settings.air_bending,)
 
-    def fitted(costs: cost.CostVolume, start: Fit, bending: float) -> Fit:
-        believed = landmarks
-        if landmarks is not None and air is not None:
-            # a field without air may be too smooth to contradict anything
-            believed = landmarks.doubted(start.field.at(landmarks.fixed_mm), settings.landmark_doubt_mm)
+    def fitted(costs: cost.CostVolume, start: Fit, bending: float, marks: FrameLandmarks | None) -> Fit:
         return fit_shifts(
             costs, (spacing,), bending, settings, settings.iterations, start=start, air=air,
-            landmarks=believed, landmark_weight=weight,
+            landmarks=marks, landmark_weight=weight,
         )  # fmt: skip
 
-    far = fitted(coarse.costs, start, middle)
-    again = costs_near(coarse.view, far.field, settings)
-    fits = parallel.each(lambda bending: fitted(again, far, bending), bendings, again.cost.device)
-    kind = "near" if air is None else AIR
-    return [
-        (f"{kind} at bending {bending:g}", fit.field) for bending, fit in zip(bendings, fits, strict=True)
-    ]
+    def close(bending: float) -> tuple[str, ShiftField]:
+        far = fitted(coarse.costs, start, bending, landmarks)
+        again = costs_near(coarse.view, far.field, settings)
+        if air is None:
+            return f"near at bending {bending:g}", fitted(again, far, bending, landmarks).field
+        believed = None
+        if landmarks is not None:
+            # a field without air may be too smooth to contradict anything
+            believed = landmarks.doubted(far.field.at(landmarks.fixed_mm), settings.landmark_doubt_mm)
+        return f"{AIR} at bending {bending:g}", fitted(again, far, bending, believed).field
+
+    return [close(bending) for bending in bendings]

@@ -72,8 +72,8 @@ class Clinical(_Overridable):
     # air: the part of the field that is not smooth
     air: bool = True  # whether it is looked for
     air_bending: float = 2000.0  # of the rest, where air explains what is steep
-    # energy that air must save; measured: 0.009 to 0.020 where it is the cause, else at most 0.0053
-    air_least_gain: float = 0.006
+    # energy that air must save; measured: 0.0018 to 0.025 where it is the cause, else at most 0.0002
+    air_least_gain: float = 0.001
     air_voxel_mm: float = 4.0
     air_margin_mm: float = 40.0  # around the b = 0's field of view
     air_signal: tuple[float, ...] = (0.02, 0.3)  # share of bright tissue: all air, no air
@@ -97,7 +97,7 @@ class Clinical(_Overridable):
     landmark_weight: float = 3.0  # in the coarse field, which they hold together
     landmark_weight_near: float = 0.6
     landmark_weight_air: float = 1.5
-    landmark_doubt_mm: float = 3.0  # contradicting a field with air by more costs them their say
+    landmark_doubt_mm: float = 3.0  # contradicting a field with air by more costs them their weight
     landmark_huber_mm: float = 1.5
 
     # choice among candidates: a field must beat "nothing" by this much
