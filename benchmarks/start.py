@@ -29,7 +29,7 @@ from pynetdicom.dsutils import encode
 from benchmarks.networks import machine, save
 from dicom_node.derive import DerivePolicy
 from dicom_node.ledger import Ledger, path_below
-from dicom_node.node import lock
+from dicom_node.preconditions import lock
 from dicom_node.rebuild import agree, open_ledger
 from dicom_node.received import file_header
 from dicom_node.recipe import Recipe
