@@ -15,13 +15,17 @@ ONE_IN = 6
 FEWEST = 30  # held out; with fewer there is no figure
 
 
+def by_agreement(before: float, after: float) -> float:
+    """The share of what "nothing" leaves unexplained that a field's agreement explains; negative: a loss."""
+    return (after - before) / max(1.0 - before, 1e-6)
+
+
 def explained(agreement: tuple[float, float], structure: tuple[float, float]) -> float:
     """How much a field explains of what "nothing" leaves unexplained, in agreement and structure together.
 
     Both (before, after). Agreement alone cannot see a small distortion under a weak relation of contrasts.
     """
-    by_agreement = (agreement[1] - agreement[0]) / max(1.0 - agreement[0], 1e-6)
-    return by_agreement + 1.0 - structure[1] / max(structure[0], 1e-12)
+    return by_agreement(*agreement) + 1.0 - structure[1] / max(structure[0], 1e-12)
 
 
 def choose(signals: Sequence[Signals], settings: Clinical) -> int:
@@ -29,6 +33,7 @@ def choose(signals: Sequence[Signals], settings: Clinical) -> int:
 
     Clearly: by how much it explains, in agreement and structure together. The same ranks those that are:
     agreement punishes over-fitting but hardly tells near ones apart, structure takes whatever bends most.
+    A hair of agreement may be lost: under a weak relation of contrasts it falls with a right field, too.
     Ties go to the earlier, simpler one.
     """
     nothing = signals[0]
@@ -40,7 +45,7 @@ def choose(signals: Sequence[Signals], settings: Clinical) -> int:
         index
         for index, found in enumerate(signals)
         if gain(found) > settings.least_gain
-        and found.agreement > nothing.agreement
+        and by_agreement(nothing.agreement, found.agreement) > -settings.most_agreement_loss
         and found.structure < nothing.structure * settings.most_structure_ratio
     ]
     return max(worthy, key=lambda index: (gain(signals[index]), -index), default=0)

@@ -102,6 +102,7 @@ class Clinical(_Overridable):
 
     # choice among candidates: a field must beat "nothing" by this much
     least_gain: float = 0.03  # explained by agreement and structure together, see choice.choose
+    most_agreement_loss: float = 0.01  # of what it leaves unexplained
     most_structure_ratio: float = 1.0
     judge_voxel_mm: float = 2.0
     synthesis_bins: int = 24

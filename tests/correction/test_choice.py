@@ -9,6 +9,11 @@ from correction.signals import Signals
 NOTHING = Signals("nothing", 0.80, 0.050)
 
 
+def test_a_field_that_structure_asks_for_may_cost_a_hair_of_agreement() -> None:
+    assert choice.choose([NOTHING, Signals("a", 0.799, 0.045)], methods.clinical()) == 1
+    assert choice.choose([NOTHING, Signals("a", 0.797, 0.045)], methods.clinical()) == 0
+
+
 def test_nothing_stays_unless_a_field_beats_it_in_both_signals() -> None:
     settings = methods.clinical()
     over_fitted = Signals("a", 0.79, 0.030)
