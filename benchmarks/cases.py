@@ -157,6 +157,11 @@ RECIPES: dict[Split, tuple[Recipe, ...]] = {
         EpiLike("philips", "T1", _P("i-", 24, 2.8, (9.0, 4.0, -2.0))),
         EpiLike("ms", "T1", _P("j-", 25, 2.8, (7.0, 3.0, 3.0))),
         EpiLike("ms", "FLAIR", _P("j", 26, 3.6, (-8.0, -3.0, 4.0)), offset=True),
+        # drawn when the engine was done, and not looked at before
+        EpiLike("philips", "FLAIR-like", _P("i-", 61, 2.4, (2.0, -4.0, 7.0), noise=0.05), offset=True),
+        EpiLike("philips", "T1", _P("j", 62, 3.4, (-9.0, 4.0, 2.0))),
+        EpiLike("ms", "T1", _P("i", 63, 2.4, (4.0, -2.0, -6.0)), offset=True),
+        EpiLike("ms", "FLAIR", _P("j-", 64, 3.0, (10.0, 2.0, -3.0), noise=0.05)),
         PaperLike("T1", -20, 35.0, 27),
         PaperLike("T2", 20, 50.0, 28),
     ),
