@@ -110,7 +110,7 @@ def write_report(out: Path, document: Mapping[str, Any]) -> None:
 def write_picture(
     out: Path, correction: Correction, before: Volume, document: Mapping[str, Any], notice: str
 ) -> None:
-    """qc.png: edges of the reference over the b = 0 before and after, with verdict and millimetres.
+    """qc.png: edges of the reference over the b = 0 before and after, with verdict, reasons and millimetres.
 
     notice: what stands above it all. No patient data: the picture goes into the archive as it is.
     """
@@ -130,6 +130,7 @@ def write_picture(
         title=(
             f"{notice}\nEdges of the anatomical series over the EPI b = 0   ·   verdict: {verdict['level']}"
         ),
+        reasons=[reason["text"] for reason in verdict["reasons"]],
         footnote=(
             f"displacement: typical {shift['rms']:.1f} mm, largest {shift['max']:.1f} mm   ·   "
             f"dicom-node {__version__}, {document['method']}"

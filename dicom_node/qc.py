@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
 
 from correction import Volume
 
@@ -26,6 +29,10 @@ PIXEL_MM = 0.75  # display pixels; EPI voxels are too coarse to draw lines on
 END_MM = 4.0  # as near to the end of the reference's field of view, an edge may be that end
 EDGE_COLOUR = (1.0, 0.83, 0.1)
 GAMMA = 0.6  # of the grey scale: beside a full bladder or CSF, other tissue would be black
+DPI = 100
+VIEWS_IN, FOOTNOTE_IN = 8.4, 0.28  # height of the picture without reasons; what of it is the footnote's
+MOST_REASONS = 3
+REASON_CHARACTERS, REASON_LINE_IN = 140, 0.18  # of one line, at 10 points
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +51,11 @@ class QcImages:
     mask: npt.NDArray[np.bool_]
 
 
-def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None:
-    """Two rows (before, after) of an axial, a coronal and a sagittal slice through the largest shifts."""
+def write_qc(path: Path, images: QcImages, *, title: str, footnote: str, reasons: Sequence[str] = ()) -> None:
+    """Two rows (before, after) of an axial, a coronal and a sagittal slice through the largest shifts.
+
+    reasons: the verdict's sentences; they stand below the title, and the picture is as much higher.
+    """
     order, flips = _to_lps(images.before)
     spacing = np.asarray(images.before.spacing_mm)[list(order)]
     turn = _Turn(order, flips)
@@ -59,10 +69,7 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
     visible = np.minimum(before, after) * mask
     moved = turn(images.shift_mm) * visible * _structure(reference, seen, spacing)
 
-    # the lowest 3 % are the footnote's
-    layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.96))
-    figure = Figure(figsize=(12, 8.4), facecolor="black", layout=layout)
-    figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a $ in a notice is a $
+    figure = _page(title, reason_lines(reasons), footnote)
     grid = figure.subplots(2, 3)
     for column, (name, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
         index = _slice_with_largest_shift(moved, visible, axis)
@@ -71,8 +78,37 @@ def write_qc(path: Path, images: QcImages, *, title: str, footnote: str) -> None
         for row, (label, volume) in enumerate((("before", before), ("after", after))):
             picture = _resized(_plane(volume, axis, index), _plane_spacing(spacing, axis))
             _draw(grid[row, column], picture, edges, f"{name}, {label}")
-    figure.text(0.5, 0.005, footnote, color="0.8", fontsize=9, ha="center", va="bottom")
-    figure.savefig(path, dpi=100, facecolor="black")
+    figure.savefig(path, dpi=DPI, facecolor="black")
+
+
+def reason_lines(reasons: Sequence[str]) -> list[str]:
+    """The first reasons, each as lines that fit the width of the picture, and how many more there are."""
+    lines = [
+        line
+        for reason in reasons[:MOST_REASONS]
+        for line in textwrap.wrap(reason, REASON_CHARACTERS, initial_indent="• ", subsequent_indent="  ")
+    ]
+    more = len(reasons) - MOST_REASONS
+    return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def _page(title: str, lines: Sequence[str], footnote: str) -> Figure:
+    """The page but for its views, whose room is always the same: title, lines below it, footnote."""
+    told_in = len(lines) * REASON_LINE_IN
+    height_in = VIEWS_IN + told_in
+    # what is at the lower end is the footnote's
+    layout = ConstrainedLayoutEngine(
+        rect=(0, FOOTNOTE_IN / height_in, 1, 1 - (FOOTNOTE_IN + told_in) / height_in)
+    )
+    figure = Figure(figsize=(12, height_in), facecolor="black", layout=layout)
+    above = figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a $ in a notice is a $
+    told = Annotation(
+        "\n".join(lines), (0.5, 0), xycoords=above, xytext=(0, -5), textcoords="offset points",
+        ha="center", va="top", multialignment="left", color="0.9", fontsize=10,
+    )  # fmt: skip
+    figure.add_artist(told)
+    figure.text(0.5, 0.04 / height_in, footnote, color="0.8", fontsize=9, ha="center", va="bottom")
+    return figure
 
 
 def _to_lps(volume: Volume) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:

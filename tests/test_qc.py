@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from quick_correction import coarse_head
 
 from correction import Volume
 from correction.phantom import PhantomCase
-from dicom_node.qc import EDGE_COLOUR, QcImages, write_qc
+from dicom_node.qc import EDGE_COLOUR, QcImages, reason_lines, write_qc
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def images_of(case: PhantomCase, reference: Volume | None = None) -> QcImages:
     )
 
 
-def written(images: QcImages, path: Path) -> np.ndarray:
-    write_qc(path, images, title="title", footnote="footnote")
+def written(images: QcImages, path: Path, reasons: Sequence[str] = ()) -> np.ndarray:
+    write_qc(path, images, title="title", reasons=reasons, footnote="footnote")
     return imread(path)[..., :3]
 
 
@@ -141,3 +142,35 @@ def test_an_empty_image_still_gives_a_picture(tmp_path: Path) -> None:
     nothing = np.zeros((4, 8, 8), dtype=np.float32)
     images = QcImages(empty, nothing == 0, empty, empty, nothing, nothing > 0)
     assert written(images, tmp_path / "qc.png").size > 0
+
+
+LONG = (
+    "Across phase encode, where EPI does not distort, half of the image lies 4.4 mm or more from the "
+    "reference, expected below 2.4 mm. The patient moved between the two series, or they do not show the "
+    "same region or patient."
+)
+
+
+def test_of_many_reasons_three_are_told_and_the_others_counted() -> None:
+    assert reason_lines(()) == []
+    assert reason_lines(["It folds."]) == ["• It folds."]
+    assert reason_lines(["a", "b", "c"]) == ["• a", "• b", "• c"]
+    assert reason_lines(["a", "b", "c", "d", "e"]) == ["• a", "• b", "• c", "and 2 more"]
+    first, second = reason_lines([LONG])
+    assert second.startswith("  ")
+    assert f"{first} {second.strip()}" == f"• {LONG}"
+
+
+def test_reasons_stand_between_title_and_views_and_cover_neither(case: PhantomCase, tmp_path: Path) -> None:
+    without = written(images_of(case), tmp_path / "a.png")
+    told = written(images_of(case), tmp_path / "b.png", [LONG] * 5)
+    added = len(told) - len(without)
+    assert added > 50
+    title = 30  # rows with the title, of one line here
+    assert np.abs(told[:title] - without[:title]).mean() < 0.005  # letters may lie between two pixels
+    assert np.abs(told[title + added :] - without[title:]).mean() < 0.005
+    text = told[title : title + added].max(axis=2) > 0.5
+    assert text.any(axis=1).mean() > 0.5  # most rows of the new space hold letters
+    assert not text[-4:].any()
+    assert not text[:, :20].any()
+    assert not text[:, -20:].any()
