@@ -58,7 +58,7 @@ KEYS: dict[str, re.Pattern[str]] = {
     # who and where
     **dict.fromkeys(("ae_title", "calling_ae", "called_ae"), _AE_TITLE),
     **dict.fromkeys(("address", "host", "destination"), _ADDRESS),
-    **dict.fromkeys(("device", "method", "matcher", "version", "worker", "who"), _WORD),
+    **dict.fromkeys(("scheduler", "device", "method", "matcher", "version", "worker", "who"), _WORD),
     # figures
     **dict.fromkeys(
         ("port", "pid", "exit_code", "attempt", "attempts", "count", "instances", "volumes"), _NUMBER

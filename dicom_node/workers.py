@@ -30,6 +30,7 @@ from dicom_node.log import configure, exception_words, get_logger
 from dicom_node.spool import SpoolError
 
 START_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 30.0  # to a peer of Dask, each time
 RECONNECT_S = 5.0  # between attempts to reach a scheduler
 MISSING_S = 120.0  # a local worker that has not come back by then never will; a start takes far less
 RESULT_TIMEOUT_S = 30.0  # to fetch the few hundred bytes of an outcome from its worker
@@ -130,12 +131,17 @@ class Workers:
             try:
                 client = self._local() if self._scheduler is None else self._remote(self._scheduler)
             except Exception:  # whatever Dask raises while something is being killed around it
-                get_logger(__name__).exception("no connection to the compute workers yet")
+                log.exception("no connection to the compute workers yet", scheduler=self._elsewhere)
                 self._closed.wait(RECONNECT_S)
                 continue
             self._client = client
             self._connected.set()
             return
+
+    @property
+    def _elsewhere(self) -> str | None:
+        """The address of a scheduler that is not our own, for the log."""
+        return self._scheduler.address if self._scheduler else None
 
     def _local(self) -> Client:
         if self._cluster is not None:
@@ -181,7 +187,7 @@ class Workers:
         if client is None or client.status == "running":
             return client
         if client.status in ("closing", "closed"):
-            log.warning("the compute scheduler is gone")
+            log.warning("the compute scheduler is gone", scheduler=self._elsewhere)
             self._connect_anew()
         return None
 
@@ -290,7 +296,7 @@ def _set_dask_up() -> None:
         {
             "distributed.scheduler.allowed-failures": 0,
             "distributed.worker.daemon": False,
-            "distributed.comm.timeouts.connect": "30s",
+            "distributed.comm.timeouts.connect": f"{CONNECT_TIMEOUT_S:g}s",
             # one correction is memory-bound by design; Dask's spilling would only slow it down
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
@@ -330,7 +336,7 @@ def serve_worker(scheduler: Scheduler, *, scratch: Path, gpu: bool, stop: thread
 
 
 async def _serve(scheduler: Scheduler, scratch: Path, gpu: bool, stop: threading.Event) -> None:
-    bound = log.bind(device="cuda" if gpu else "cpu")
+    bound = log.bind(scheduler=scheduler.address, device="cuda" if gpu else "cpu")
     while not stop.is_set():
         nanny = Nanny(
             scheduler.address,

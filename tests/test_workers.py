@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ import psutil
 import pytest
 from certificates import make_certificates
 from instances import write_series
+from structlog.testing import capture_logs
 
 from dicom_node.compute import CorrectionTask, Refusal
 from dicom_node.config_sections import LogSettings
 from dicom_node.derive import DerivePolicy
+from dicom_node.log import only_known_values
 from dicom_node.recipe import Recipe
-from dicom_node.workers import Finished, Scheduler, Workers
+from dicom_node.workers import Finished, Scheduler, Workers, serve_worker
 
 LOG = LogSettings(level="error")
 
@@ -175,6 +178,26 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def test_a_worker_names_the_scheduler_that_it_cannot_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.workers.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("dicom_node.workers.RECONNECT_S", 0.1)
+    nobody = Scheduler(f"tcp://127.0.0.1:{free_port()}")
+    stop = threading.Event()
+    with capture_logs() as told:
+        serving = threading.Thread(
+            target=serve_worker, args=(nobody,), kwargs={"scratch": tmp_path, "gpu": False, "stop": stop}
+        )
+        serving.start()
+        heard = eventually(lambda: told, 15)
+        stop.set()
+        serving.join()
+    assert heard
+    assert told[0]["event"] == "the compute scheduler cannot be reached"
+    assert only_known_values(None, "", told[0])["scheduler"] == nobody.address
 
 
 @pytest.mark.slow
