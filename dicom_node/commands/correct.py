@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,7 @@ from dicom_node.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dicom_node.offline.request import Report
+    from dicom_node.offline.request import Report, Request
 
 
 def correct(
@@ -60,36 +60,28 @@ def correct(
     as_json: Json = False,
 ) -> None:
     """Correct a study or a NIfTI image without a network."""
-    from dicom_node.config_parts import derive_policy, pairing_policy, recipe
-    from dicom_node.derive import DerivePolicy
-    from dicom_node.offline import Request, correct_input
+    from dicom_node.offline import correct_input
     from dicom_node.progress import shown
-    from dicom_node.recipe import Recipe
-    from rules.pair import PairingPolicy
 
-    settings = configured_or_none()
-    base = recipe(settings) if settings else Recipe()
+    configured = _as_configured(inputs, out_dir)
+    base = configured.recipe
     named = [_key_value(text) for text in settings_texts or ()]
-    request = Request(
-        inputs=tuple(inputs),
-        out=out_dir,
+    request = replace(
+        configured,
         reference=reference,
-        recipe=Recipe(
+        recipe=replace(
+            base,
             method=method or base.method,
             # the configured settings belong to the configured method
             overrides=(*(base.overrides if method in (None, base.method) else ()), *named),
             seed=seed,
             device=device or base.device,
-            modulate=base.modulate,
             matcher=matcher or base.matcher,
-            weights_dir=base.weights_dir,
         ),
         phase_encoding=phase_encoding,
         total_readout_s=total_readout_time,
         b_values=bval,
         b_vectors=bvec,
-        pairing=pairing_policy(settings) if settings else PairingPolicy(),
-        derive=derive_policy(settings) if settings else DerivePolicy(),
     )
     with shown(err) as progress:
         report = correct_input(request, progress)
@@ -99,6 +91,23 @@ def correct(
         _print_report(report)
     if report.rejected:
         raise typer.Exit(REJECTED)
+
+
+def _as_configured(inputs: list[Path], out_dir: Path) -> Request:
+    """What is asked for where no option says otherwise: as the configuration has it, where there is one."""
+    from dicom_node.config_parts import derive_policy, pairing_policy, recipe
+    from dicom_node.offline import Request
+
+    request = Request(tuple(inputs), out_dir)
+    settings = configured_or_none()
+    if settings is None:
+        return request
+    return replace(
+        request,
+        recipe=recipe(settings),
+        pairing=pairing_policy(settings),
+        derive=derive_policy(settings),
+    )
 
 
 def _print_report(report: Report) -> None:

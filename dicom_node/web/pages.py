@@ -99,18 +99,6 @@ def add_pages(
             return pages.page(request, "message", 404, heading="Not found", text=text)
         return pages.page(request, "job", job=job | {"picture": _has_picture(spool, ledger.job(job_id))})
 
-    @app.post("/jobs/{job_id}/{act}", include_in_schema=False)
-    async def act_on_job(request: Request, job_id: JobNumber, act: Act) -> Response:
-        fields = await guard.form(request)
-        if fields is None:
-            text = "This form is no longer valid. Go back, load the page again and press the button again."
-            return pages.page(request, "message", 403, text=text)
-        try:
-            acts.do(act, job_id, request.client.host if request.client else "")
-        except (NotNow, IllegalChange) as error:
-            return pages.page(request, "message", 409, text=str(error))
-        return RedirectResponse(local_path(fields.get("next", f"/jobs/{job_id}")), 303)
-
     @app.get("/series", include_in_schema=False)
     def series_page(
         request: Request, before: float | None = None, uid: Annotated[str, Query(max_length=64)] = ""
@@ -123,7 +111,22 @@ def add_pages(
     def style() -> Response:
         return FileResponse(FOLDER / "static" / "style.css", media_type="text/css")
 
+    _add_buttons(app, pages, acts, guard)
     _add_sign_in(app, pages, guard)
+
+
+def _add_buttons(app: FastAPI, pages: Pages, acts: Acts, guard: Guard) -> None:
+    @app.post("/jobs/{job_id}/{act}", include_in_schema=False)
+    async def act_on_job(request: Request, job_id: JobNumber, act: Act) -> Response:
+        fields = await guard.form(request)
+        if fields is None:
+            text = "This form is no longer valid. Go back, load the page again and press the button again."
+            return pages.page(request, "message", 403, text=text)
+        try:
+            acts.do(act, job_id, request.client.host if request.client else "")
+        except (NotNow, IllegalChange) as error:
+            return pages.page(request, "message", 409, text=str(error))
+        return RedirectResponse(local_path(fields.get("next", f"/jobs/{job_id}")), 303)
 
 
 def _add_sign_in(app: FastAPI, pages: Pages, guard: Guard) -> None:
