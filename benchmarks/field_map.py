@@ -2,7 +2,7 @@
 
     python -m benchmarks.field_map STUDY [--method NAME] [--matcher NAME] [--set key=value]
                                          [--peers [--peer NAME] [--cache FOLDER]]
-                                         [--json FILE] [--picture FILE]
+                                         [--json FILE] [--picture FILE] [--case FILE]
 
 STUDY is an unpacked folder named in benchmarks.truth.STUDIES. Where the scanner writes readout and polarity
 (Siemens XA), the map's shifts follow from them. A DWI that the scanner has corrected (philips-classic) has no
@@ -11,7 +11,8 @@ slope; what the found field has beyond them is printed, with the scale on the ma
 errors if the map counted after all, at the ends of the range that the header lets one estimate.
 Prints RMSE and p95 in the brain before and after, also without the mean, and the device.
 --peers: instead of the engine, the programs of benchmarks.peers, on the same b = 0 and reference; of free
-fields the part along phase encode counts. Theirs are kept in --cache.
+fields the part along phase encode counts. Theirs are kept in --cache. --case: nothing is corrected, images
+and truth are saved for other benchmarks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import accuracy, peers
-from benchmarks.cases import Case
+from benchmarks.cases import Case, save_case
 from benchmarks.truth import (
     STUDIES,
     Array,
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="peers' fields are kept here")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--case", type=Path, help="save the pair and its truth here, and end")
     arguments = parser.parse_args()
     numbers = STUDIES[arguments.study.name]
     parts = series(arguments.study)
@@ -86,8 +88,11 @@ def main() -> None:
         found_map.hz, found_map.head, found_map.grid, b0, encoding.increasing,
         0.0 if numbers.corrected_by_scanner else readout_s,
     )  # fmt: skip
+    case = as_case(arguments.study.name, b0, reference, encoding.voxel_axis, truth)
+    if arguments.case:
+        save_case(case, arguments.case)
+        return
     if arguments.peers:
-        case = as_case(arguments.study.name, b0, reference, encoding.voxel_axis, truth)
         document = by_peers(case, truth, arguments.peer or list(peers.PEERS), arguments.cache)
         print(json.dumps(document, indent=2))
         if arguments.json:
