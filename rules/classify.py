@@ -167,9 +167,8 @@ def _holds_b_values(source: SeriesFacts, copy: SeriesFacts) -> bool:
 
 
 def name(facts: SeriesFacts) -> str:
-    """How a sentence calls a series: `series 5 'T2 TRA'`."""
-    number = "a series without number" if facts.series_number is None else f"series {facts.series_number}"
-    return f"{number} '{facts.description}'" if facts.description else number
+    """How a sentence calls a series: `series 5`; not by its description, into which some sites type names."""
+    return "a series without number" if facts.series_number is None else f"series {facts.series_number}"
 
 
 def clause(sentence: str) -> str:
@@ -293,14 +292,19 @@ def _but(modality: str) -> str:
     return f" but {words} ({modality})" if words else f" but {modality}"
 
 
+def _names(facts: SeriesFacts) -> tuple[tuple[str, str], ...]:
+    """What people called the series, by attribute; a sentence quotes only the word that was looked for."""
+    return ("SeriesDescription", facts.description), ("ProtocolName", facts.protocol_name)
+
+
 def _localizer(facts: SeriesFacts) -> Classification | None:
     """By its name or its directions. Never an EPI: those are told apart by their weighting."""
     if evidence.epi(facts).holds:
         return None
-    for attribute, text in (("SeriesDescription", facts.description), ("ProtocolName", facts.protocol_name)):
-        hit = sorted(words(text) & _LOCALIZER_WORDS) or _LOCALIZER_TEXT.findall(text.casefold())
-        if hit:
-            return _of(SeriesClass.LOCALIZER, f"{attribute} is '{text}'", attribute)
+    for attribute, text in _names(facts):
+        hits = sorted(words(text) & _LOCALIZER_WORDS) or _LOCALIZER_TEXT.findall(text.casefold())
+        if hits:
+            return _of(SeriesClass.LOCALIZER, f"{attribute} holds '{hits[0]}'", attribute)
     if facts.orientations > 1:
         slices = facts.instances if facts.instances > facts.orientations else facts.slices  # multi-frame
         if slices / facts.orientations <= _FEW_SLICES:
@@ -344,9 +348,10 @@ def _epi_other(facts: SeriesFacts, epi: Evidence) -> Classification:
 
 def _field_map(facts: SeriesFacts) -> Classification | None:
     """Gradient echoes acquired to measure the field."""
-    for attribute, text in (("SeriesDescription", facts.description), ("ProtocolName", facts.protocol_name)):
-        if _FIELD_MAP_TEXT.search(text):
-            return _of(SeriesClass.FIELD_MAP, f"{attribute} is '{text}'", attribute)
+    for attribute, text in _names(facts):
+        hit = _FIELD_MAP_TEXT.search(text)
+        if hit:
+            return _of(SeriesClass.FIELD_MAP, f"{attribute} holds '{hit.group()}'", attribute)
     if facts.sequence_name.lstrip("*").startswith("fm2d"):
         return _of(SeriesClass.FIELD_MAP, f"SequenceName is {facts.sequence_name}", "SequenceName")
     if facts.rescale_type.upper() == "HZ":

@@ -154,7 +154,7 @@ def test_a_reference_that_is_not_chosen_is_told_why(explained):
     told = {c.series_number: c.why for c in dwi.candidates if c.filter_code != "not-anatomical"}
     assert told[4].startswith("chosen: T2, same frame of reference, covers ")
     assert told[3].startswith("its slices are tilted by 90° against the DWI's")
-    assert told[9] == "lost to series 4 't2_tse_tra': PD stands behind T2 in the reference order"
+    assert told[9] == "lost to series 4: PD stands behind T2 in the reference order"
     assert dwi.candidates[0].chosen
     assert dwi.candidates[0].rank["contrast"] == 1  # in the body T2 stands behind fat-saturated T2
 

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +22,13 @@ from hostile_files import DATA_SETS, syntax_of
 from instances import encoded, mr_dataset
 from listening import UID, Node, Scu, starting, wait_until
 from pydicom import dcmread
-from received_study import QUIET_S, SmallNode, outcome_of, variant, write_small_study
+from received_study import QUIET_S, STUDY_WAIT_S, SmallNode, outcome_of, variant, write_small_study
 
 from dicom_node import arrivals, log
 from dicom_node.association import Peer, Timeouts
 from dicom_node.config_sections import LogSettings
 from dicom_node.delivery import DeliveryLoop
+from dicom_node.jobs import series_document
 from dicom_node.scu import echo
 from dicom_node.spool import create_file
 from dicom_node.web.app import create_app
@@ -153,6 +154,50 @@ def test_jobs_pages_and_metrics_tell_no_patient_whatever_goes_wrong(
     states = {job.state.value for job in node.jobs()}
     assert {"withheld", "failed", "sending"} <= states, states
 
+    assert_pages_tell_nobody(node)
+    assert_nobody(lines(), "log")
+
+
+def test_a_name_typed_into_descriptions_is_told_nowhere(tmp_path: Path, lines: Callable[[], str]) -> None:
+    study = write_small_study(tmp_path / "study")
+    node = SmallNode(tmp_path / "root")
+
+    def receive(files: Sequence[Path], number: int, words: str, **elements: Any) -> None:
+        named = f"{words} PHANTOM^HEAD".strip()
+        elements = {"StudyDescription": named, "ProtocolName": "PHANTOM^HEAD dwi"} | elements
+        copies = variant(files, tmp_path / str(number), number, SeriesDescription=named, **elements)
+        node.receive(copies)
+
+    receive(study.dwi_files, 5, "dwi")
+    derived = ["DERIVED", "PRIMARY", "DIFFUSION", "TRACEW"]
+    receive(study.dwi_files, 6, "dwi TRACEW", ImageType=derived)
+    receive(study.reference_files, 7, "T2")
+    receive(study.reference_files, 8, "T2")  # lost to the other
+    receive(study.reference_files[:5], 9, "T2")  # too few slices
+    receive(study.reference_files, 10, "localizer")
+    receive(study.reference_files, 11, "", ProtocolName="scout PHANTOM^HEAD")
+    receive(study.reference_files, 12, "Field Map")
+    receive(study.reference_files, 13, "", ProtocolName="b0_map PHANTOM^HEAD")
+    alone = {"StudyInstanceUID": "1.2.3", "PatientID": "PHANTOM-2"}
+    receive(study.dwi_files, 14, "dwi", **alone)
+    receive(study.reference_files[:5], 15, "T2", **alone)
+    mixed = {"StudyInstanceUID": "1.2.4"}
+    receive(study.dwi_files, 16, "dwi", **mixed)
+    receive(study.reference_files, 17, "T2", PatientID="OTHER", **mixed)
+    node.after(QUIET_S + 1)
+    node.after(STUDY_WAIT_S)
+    reasons = {job.series_number: job.reason_code for job in node.jobs()}
+    assert reasons == {5: None, 14: "no-reference", 16: "patient-mismatch"}
+    told = {item["series_number"]: item["why"] for item in series_document(node.ledger.all_series())}
+    assert "series 5" in told[6]
+    assert [told[number].split(" ")[0] for number in (10, 11)] == ["SeriesDescription", "ProtocolName"]
+    assert [told[number].split(" ")[0] for number in (12, 13)] == ["SeriesDescription", "ProtocolName"]
+    assert_pages_tell_nobody(node)
+    assert_nobody(lines(), "log")
+
+
+def assert_pages_tell_nobody(node: SmallNode) -> None:
+    """Ask for everything that is served over HTTP, and for what is not there."""
     health = {"status": "degraded", "checks": {"listener": "ok", "destinations": {"PACS": "refused"}}}
     app = create_app(node.ledger, node.spool, lambda: health, destinations=("PACS",), title="NODE")
     client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
@@ -168,7 +213,6 @@ def test_jobs_pages_and_metrics_tell_no_patient_whatever_goes_wrong(
         assert_nobody(str(answer.headers), path)
         for link in re.findall(r'(?:href|src|action)="([^"]*)"', answer.text):
             assert_nobody(link, f"a link of {path}")
-    assert_nobody(lines(), "log")
 
 
 def test_an_error_of_a_page_tells_no_patient(tmp_path: Path, lines: Callable[[], str]) -> None:

@@ -31,7 +31,7 @@ def test_two_series_of_two_patients_are_named_and_the_patients_are_not():
     told = mismatch("1.2", [dwi(patient_key="secret-a\\"), t2(patient_key="secret-b\\")])
     assert told is not None
     assert told.code is Code.PATIENT_MISMATCH
-    assert "series 5 'T2 TRA' and series 10 'DWI AP'" in told.text
+    assert "series 5 and series 10" in told.text
     assert "secret" not in told.text
 
 
@@ -40,7 +40,7 @@ def test_a_series_of_two_patients_stops_its_study():
     stopped = decision.outcomes["1.2.10"]
     assert isinstance(stopped, Reason)
     assert stopped.code is Code.PATIENT_MISMATCH
-    assert "series 5 'T2 TRA' holds images with different patient IDs" in stopped.text
+    assert "series 5 holds images with different patient IDs" in stopped.text
 
 
 def test_what_an_archive_made_of_our_own_output_does_not_count():

@@ -42,18 +42,18 @@ def test_a_motion_corrected_copy_is_not_corrected_beside_its_source():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"box": box(centre=(0, 0, 3))}, "its slices do not lie where those of series 10 'DWI AP' lie"),
-        ({"rows": 144, "columns": 144}, "its slices do not lie where those of series 10 'DWI AP' lie"),
-        ({"box": None}, "its slices do not lie where those of series 10 'DWI AP' lie"),
+        ({"box": box(centre=(0, 0, 3))}, "its slices do not lie where those of series 10 lie"),
+        ({"rows": 144, "columns": 144}, "its slices do not lie where those of series 10 lie"),
+        ({"box": None}, "its slices do not lie where those of series 10 lie"),
         ({"geometry_problem": "a slice is missing"}, "its slices form no regular volumes"),
         ({"b_values": (None, 1000.0)}, "not all of its volumes carry a b-value"),
         (
             {"phase_encoding": PhaseEncoding(PhaseAxis.COLUMN, False, "CSA")},
-            "its phase encoding is not that of series 10 'DWI AP'",
+            "its phase encoding is not that of series 10",
         ),
         (
             {"phase_encoding": PhaseEncoding(PhaseAxis.ROW, None, "public")},
-            "its phase encoding is not that of series 10 'DWI AP'",
+            "its phase encoding is not that of series 10",
         ),
     ],
 )

@@ -79,6 +79,29 @@ def test_the_order_of_arrival_changes_nothing(series):
     assert decision.outcomes == expected.outcomes
 
 
+def test_no_sentence_quotes_a_description_or_a_protocol():
+    """Some sites type names into them; sentences are stored and told."""
+    field_map = t2(series_uid="1.2.2", series_number=2, description="field map")
+    study = (*STUDY, field_map, t2(series_uid="1.2.3", slices=5, series_number=3))
+    named = [
+        replace(facts, description=f"{facts.description} Mustermann", protocol_name="DWI Mustermann")
+        for facts in study
+    ]
+    before, after = decide_study(study), decide_study(named)
+    kinds = {uid: found.series_class for uid, found in before.classifications.items()}
+    assert {uid: found.series_class for uid, found in after.classifications.items()} == kinds
+    assert set(after.outcomes) == {"1.2.10"}
+    told = [found.reason for found in after.classifications.values()]
+    for here in (named, [named[0], named[-1]]):
+        outcome = decide_study(here).outcomes["1.2.10"]
+        assert isinstance(outcome, Pairing | NoPairing)
+        told += [candidate.why for candidate in outcome.candidates]
+        told += [outcome.reason.text] if isinstance(outcome, NoPairing) else []
+    assert any("series 5" in sentence for sentence in told)
+    assert any("series 3" in sentence for sentence in told)
+    assert "mustermann" not in " ".join(told).casefold()
+
+
 # --- the protocols that clinics run -------------------------------------------------------------------------
 
 
