@@ -136,7 +136,7 @@ class Assembly:
                 study_uid=growth.study_uid,
                 geometry_problem="none of its images could be read",
             )
-        facts = summarise(readable)
+        facts = replace(summarise(readable), unreadable=unreadable)
         issued = any(self._ledger.was_issued(instance.sop_instance_uid) for instance in readable[:1])
         if issued and not facts.own_output:
             return replace(facts, own_output="this node issued its UIDs")

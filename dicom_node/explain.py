@@ -15,13 +15,14 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-from dicom_node.headers import Progress, UnreadableFile, files_below, read_series, summarise
-from rules.classify import SeriesClass, clause
+from dicom_node.headers import Progress, UnreadableFile, files_below, read_series
+from rules.classify import SeriesClass
 from rules.contrast import Contrast
 from rules.facts import PhaseAxis, SeriesFacts, Vec3
 from rules.pair import Candidate, Filter, NoPairing, Pairing, PairingPolicy
 from rules.rank import RANKING
 from rules.reasons import Code, Reason
+from rules.sentences import clause
 from rules.study import Outcome, StudyDecision, decide_study
 
 
@@ -95,7 +96,7 @@ def explain(
 ) -> Explanation:
     """Read every file below `paths` and tell what the node would do with it."""
     reading = read_series(list(files_below(paths)), progress)
-    facts = [summarise(instances) for instances in reading.series.values()]
+    facts = reading.facts()
     decision = decide_study(facts, policy)
     told = [_explained(one, decision) for one in sorted(facts, key=_by_number)]
     studies = tuple(ExplainedStudy(uid, tuple(group)) for uid, group in groupby(told, lambda s: s.study_uid))

@@ -12,6 +12,7 @@ from rules.contrast import Contrast, contrast
 from rules.evidence import Evidence, token, words
 from rules.facts import SeriesFacts
 from rules.reasons import Code, Reason, reason
+from rules.sentences import clause, left_out, name
 from rules.site import Override, Then, matching
 
 
@@ -166,18 +167,6 @@ def _holds_b_values(source: SeriesFacts, copy: SeriesFacts) -> bool:
     )
 
 
-def name(facts: SeriesFacts) -> str:
-    """How a sentence calls a series: `series 5`; not by its description, into which some sites type names."""
-    return "a series without number" if facts.series_number is None else f"series {facts.series_number}"
-
-
-def clause(sentence: str) -> str:
-    """A whole sentence as part of another one: no capital in front, no full stop behind."""
-    first = sentence.split(" ", 1)[0]
-    is_name = first[1:].lower() != first[1:]  # SOPClassUID, EPI
-    return (sentence if is_name else sentence[:1].lower() + sentence[1:]).rstrip(".")
-
-
 def obstacle(
     facts: SeriesFacts,
     found: Classification,
@@ -195,10 +184,15 @@ def obstacle(
         return reason(Code.NOT_EPI, found.reason)
     if not found.corrects:
         return None
-    return _geometry_obstacle(facts, min_slices) or _b_value_obstacle(facts, max_lowest_b)
+    stopped = _geometry_obstacle(facts, min_slices) or _b_value_obstacle(facts, max_lowest_b)
+    if stopped is not None and stopped.code in _LACKING:
+        return replace(stopped, text=stopped.text + left_out(facts))
+    return stopped
 
 
 _DIFFUSION = frozenset({SeriesClass.DWI, SeriesClass.TRACE_DWI, SeriesClass.DWI_NON_EPI})
+# What the images that are missing may cure
+_LACKING = frozenset({Code.INCOMPLETE, Code.TOO_FEW_SLICES, Code.NO_LOW_B})
 
 
 def _geometry_obstacle(facts: SeriesFacts, min_slices: int) -> Reason | None:

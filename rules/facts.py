@@ -93,6 +93,7 @@ class SeriesFacts:
     modality: str = ""
     sop_class_uid: str = ""
     instances: int = 0
+    unreadable: int = 0  # files that are, or may be, of this series and could not be read
 
     # text, for people and as the last resort of a rule
     description: str = ""

@@ -12,12 +12,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rules import geometry
-from rules.classify import MAX_LOWEST_B, MIN_DWI_SLICES, Classification, SeriesClass, clause, name
+from rules.classify import MAX_LOWEST_B, MIN_DWI_SLICES, Classification, SeriesClass
 from rules.contrast import Contrast
 from rules.facts import SeriesFacts
 from rules.patient import contradict
 from rules.rank import boxes, default_order, lost, minutes_apart, rank, same_frame, standing, won
 from rules.reasons import Code, Reason, reason
+from rules.sentences import clause, left_out, name
 from rules.site import Override, Then
 
 
@@ -184,7 +185,8 @@ def _unsuitable(facts: SeriesFacts, found: Classification, order: tuple[str, ...
             return Failure(f"its contrast is not known: {found.reason}", Filter.CONTRAST)
         return Failure(f"{found.contrast} is not in this site's reference order", Filter.CONTRAST)
     if facts.geometry_problem:
-        return Failure(f"it forms no volume: {clause(facts.geometry_problem)}", Filter.INCOMPLETE)
+        lacking = left_out(facts) if facts.incomplete else ""
+        return Failure(f"it forms no volume: {clause(facts.geometry_problem)}{lacking}", Filter.INCOMPLETE)
     if facts.box is None or facts.voxel_mm is None:
         return Failure("its images carry no position", Filter.INCOMPLETE)
     return None

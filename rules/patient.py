@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import combinations
 
-from rules.classify import name
 from rules.facts import SeriesFacts
 from rules.reasons import Code, Reason, reason
+from rules.sentences import name
 
 
 def contradict(one: str, other: str) -> bool:

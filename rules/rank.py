@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rules import geometry
-from rules.classify import Classification, name
+from rules.classify import Classification
 from rules.contrast import BODY_ORDER, BRAIN_ORDER, Contrast
 from rules.evidence import words
 from rules.facts import Box, SeriesFacts
+from rules.sentences import name
 from rules.site import Then
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rules import evidence
-from rules.classify import Classification, SeriesClass, name, obstacle
+from rules.classify import Classification, SeriesClass, obstacle
 from rules.facts import PhaseEncoding, SeriesFacts
 from rules.reasons import Code
+from rules.sentences import name
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import shutil
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from received_study import write_small_study
 from rich.console import Console
 
 from dicom_node.explain import explain, render
@@ -194,6 +195,21 @@ def test_a_rule_of_the_site_is_followed_and_told(data_set):
     explanation = explain([data_set("prostatex-0000")], PairingPolicy(overrides=(rule,)))
     assert judged(explanation)[6] == ("trace-dwi", 9)
     assert "a rule of this site forbids it as a reference" in printed(explanation)
+
+
+def test_a_b0_that_is_cut_short_is_to_be_sent_again_and_not_acquired_again(tmp_path):
+    study = write_small_study(tmp_path)
+    (tmp_path / "notes.txt").write_text("no image, and nothing that is missing")
+    left_out = 0
+    for path in study.dwi_files:
+        if not pydicom.dcmread(path, stop_before_pixels=True).DiffusionBValue:
+            left_out += 1
+            path.write_bytes(path.read_bytes()[: 400 if left_out > 1 else 0])
+    explanation = explain([tmp_path])
+    (dwi,) = [series for series in explanation.series if series.action == "skip"]
+    assert dwi.reason_code == "no-low-b"
+    assert f"{left_out} files could not be read and may hold what is missing" in dwi.reason_text
+    assert "may hold what is missing: send them again first." in " ".join(printed(explanation).split())
 
 
 def test_a_folder_without_dicom_is_no_error(tmp_path):

@@ -186,6 +186,17 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_loop(
     assert node.job().series_uid == study.dwi_series_uid
 
 
+def test_a_b0_that_cannot_be_read_is_asked_for_again(node: SmallNode, study: PhantomStudy) -> None:
+    node.receive(everything(study))
+    for record in node.ledger.instances_of(study.dwi_series_uid):
+        path = node.spool.root / record.path
+        if not pydicom.dcmread(path, stop_before_pixels=True).DiffusionBValue:
+            path.write_bytes(path.read_bytes()[:400])
+    (job,) = node.after(QUIET)
+    assert (job.state, job.reason_code) == (JobState.SKIPPED, Code.NO_LOW_B)
+    assert f"{SLICES} files could not be read and may hold what is missing" in str(job.reason_text)
+
+
 # ------------------------------------------------------------------------------------- choice of reference
 
 

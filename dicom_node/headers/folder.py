@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dicom_node.headers.instance import InstanceFacts
-from dicom_node.headers.problems import Unreadable
+from dicom_node.headers.problems import NoImage, Unreadable
 from dicom_node.headers.read import read_instance
+from dicom_node.headers.series import summarise
+from rules.facts import SeriesFacts
 
 Progress = Callable[[int, int], None]  # files read, files in all
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableFile:
-    """A file between the images that is none."""
+    """A file between the images that is none, or is damaged: then it may be an image that is missing."""
 
     path: str
     why: str
+    may_be_image: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,11 @@ class Reading:
     series: dict[str, list[InstanceFacts]]
     unreadable: tuple[UnreadableFile, ...]
     copies: int  # files that repeat a SOPInstanceUID
+
+    def facts(self) -> list[SeriesFacts]:
+        """What each series says. Which one a damaged file belongs to is not known: it may be each."""
+        damaged = sum(file.may_be_image for file in self.unreadable)
+        return [replace(summarise(instances), unreadable=damaged) for instances in self.series.values()]
 
 
 def files_below(paths: Iterable[Path]) -> Iterator[Path]:
@@ -53,7 +61,7 @@ def read_series(files: Sequence[Path], progress: Progress | None = None) -> Read
         try:
             instance = read_instance(path)
         except Unreadable as problem:
-            unreadable.append(UnreadableFile(str(path), str(problem)))
+            unreadable.append(UnreadableFile(str(path), str(problem), not isinstance(problem, NoImage)))
         else:
             if instance.sop_instance_uid in seen:
                 copies += 1

@@ -2,6 +2,7 @@
 
 HeaderError
 ├── Unreadable        a file that is no DICOM, is damaged, or whose pixels cannot be decoded
+│   └── NoImage        it never was an image, so nothing is missing without it
 └── GeometryProblem   images that do not form volumes: several orientations, no positions
     └── MissingSlices  they would, were the slices here that others of the series suggest
 """
@@ -13,6 +14,10 @@ class HeaderError(Exception):
 
 class Unreadable(HeaderError):
     """A file that is no DICOM, is damaged, or whose pixels cannot be decoded."""
+
+
+class NoImage(Unreadable):
+    """A file that never was an image: no DICOM, or an index of other files."""
 
 
 class GeometryProblem(HeaderError):

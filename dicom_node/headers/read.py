@@ -20,7 +20,7 @@ from dicom_node.headers import tags
 from dicom_node.headers.elements import Header, Layer
 from dicom_node.headers.frames import read_frames
 from dicom_node.headers.instance import InstanceFacts
-from dicom_node.headers.problems import Unreadable
+from dicom_node.headers.problems import NoImage, Unreadable
 from dicom_node.headers.scan import read_scan, with_readout
 from dicom_node.headers.stored import locate
 
@@ -47,7 +47,7 @@ def read_instance(path: Path) -> InstanceFacts:
     except InvalidDicomError:
         if not path.stat().st_size:
             raise Unreadable(f"{path.name} is empty.") from None
-        raise Unreadable(
+        raise NoImage(
             f"{path.name} is not a DICOM file: it has no DICM prefix and file meta group."
         ) from None
     except OSError as error:
@@ -102,7 +102,7 @@ def _facts(path: Path, dataset: Dataset, file: BinaryIO) -> InstanceFacts:
     if sop_class_uid == _MEDIA_DIRECTORY or (
         meta and meta.get("MediaStorageSOPClassUID") == _MEDIA_DIRECTORY
     ):
-        raise Unreadable(f"{path.name} is a DICOMDIR, an index of other files.")
+        raise NoImage(f"{path.name} is a DICOMDIR, an index of other files.")
     sop_instance_uid = root.text(tags.SOP_INSTANCE_UID)
     if not (sop_class_uid and sop_instance_uid and root.text(tags.SERIES_INSTANCE_UID)):
         raise Unreadable(

@@ -33,10 +33,11 @@ from dicom_node.offline.request import (
     WrongOption,
     output_folder,
 )
-from rules.classify import classify, clause
+from rules.classify import classify
 from rules.facts import SeriesFacts
 from rules.pair import NoPairing, Pairing
 from rules.reasons import Code, Reason
+from rules.sentences import clause
 from rules.study import Outcome, StudyDecision, decide_study
 
 _MOST_NAMED = 8  # series in a sentence
@@ -48,7 +49,7 @@ def correct_study(request: Request, progress: SeriesProgress) -> Report:
     series = reading.series
     if not series:
         raise InputProblem(_nothing_readable(request.inputs, reading.unreadable))
-    facts = {uid: summarise(instances) for uid, instances in series.items()}
+    facts = {one.series_uid: one for one in reading.facts()}
     decision = decide_study(tuple(facts.values()), request.pairing)
     if not decision.outcomes:
         raise InputProblem(_nothing_to_correct(decision, facts))

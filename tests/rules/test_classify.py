@@ -166,6 +166,30 @@ def test_a_dwi_that_no_reference_can_help_gets_its_reason(changes, code):
     assert stopped.code is code
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"b_values": (500.0, 1400.0)},
+        {"geometry_problem": "slice 7 of volume 3 is missing", "incomplete": True},
+        {"slices": 2},
+    ],
+)
+def test_what_could_not_be_read_may_be_what_is_missing(changes):
+    whole, damaged = dwi(**changes), dwi(**changes, unreadable=2)
+    plain, told = obstacle(whole, classify(whole)), obstacle(damaged, classify(damaged))
+    assert plain is not None
+    assert told is not None
+    assert told.code is plain.code
+    left_out = "2 files could not be read and may hold what is missing: send them again first"
+    assert told.text == f"{plain.text}; {left_out}"
+
+
+def test_what_could_not_be_read_is_not_told_where_nothing_is_missing():
+    for changes in ({}, {"b_values": (None, None)}, {"box": None}):
+        whole, damaged = dwi(**changes), dwi(**changes, unreadable=1)
+        assert obstacle(damaged, classify(damaged)) == obstacle(whole, classify(whole))
+
+
 @pytest.mark.parametrize("lowest", [0.0, 50.0, 100.0, 200.0])
 def test_a_low_shell_stands_in_for_b0(lowest):
     facts = dwi(b_values=(lowest, 800.0))

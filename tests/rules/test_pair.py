@@ -95,6 +95,14 @@ def test_the_reason_names_the_nearest_misses():
     assert "series 5: it has only 5 slices, at least 8 are needed" in outcome.reason.text
 
 
+def test_a_reference_with_files_that_could_not_be_read_is_asked_for_again():
+    cut = t2(geometry_problem="Volume 1 lacks the slice at 3.0 mm.", incomplete=True, unreadable=1)
+    outcome = paired(cut)
+    assert isinstance(outcome, NoPairing)
+    left_out = "1 file could not be read and may hold what is missing: send it again first"
+    assert f"volume 1 lacks the slice at 3.0 mm; {left_out}" in outcome.reason.text
+
+
 def test_the_dwi_is_not_its_own_candidate():
     outcome = paired(dwi(), t2())
     assert isinstance(outcome, Pairing)
