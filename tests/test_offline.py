@@ -226,6 +226,15 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         correct(Request((tmp_path,), tmp_path / "out", recipe=RECIPE))
 
 
+def test_a_folder_of_nifti_images_is_told_to_name_them(study: PhantomStudy, tmp_path: Path) -> None:
+    for name in ("b_dwi.nii.gz", "a_t1.nii"):
+        (tmp_path / name).write_bytes(b"an image")
+    with pytest.raises(InputProblem, match=r"but a_t1\.nii, b_dwi\.nii\.gz; name .*--reference .*--bval"):
+        correct(Request((tmp_path,), tmp_path / "out", recipe=RECIPE))
+    with pytest.raises(InputProblem, match="no readable DICOM image"):
+        correct(Request((study.dwi_files[0].parent,), tmp_path / "out", reference=tmp_path, recipe=RECIPE))
+
+
 # ------------------------------------------------------------------------------------------------- NIfTI
 
 

@@ -40,7 +40,7 @@ from rules.reasons import Code, Reason
 from rules.sentences import clause
 from rules.study import Outcome, StudyDecision, decide_study
 
-_MOST_NAMED = 8  # series in a sentence
+_MOST_NAMED = 8  # series or files in a sentence
 
 
 def correct_study(request: Request, progress: SeriesProgress) -> Report:
@@ -48,7 +48,10 @@ def correct_study(request: Request, progress: SeriesProgress) -> Report:
     reading = read_series(list(files_below(request.inputs)))
     series = reading.series
     if not series:
-        raise InputProblem(_nothing_readable(request.inputs, reading.unreadable))
+        raise InputProblem(
+            _only_nifti(request.inputs, reading.unreadable)
+            or _nothing_readable(request.inputs, reading.unreadable)
+        )
     facts = {one.series_uid: one for one in reading.facts()}
     decision = decide_study(tuple(facts.values()), request.pairing)
     if not decision.outcomes:
@@ -184,11 +187,27 @@ def _asked_phase_encoding(request: Request, source: Sequence[InstanceFacts]) -> 
 def _nothing_to_correct(decision: StudyDecision, facts: dict[str, SeriesFacts]) -> str:
     found = decision.classifications
     kinds = [f"{_name(facts[uid])} ({KINDS[one.series_class]})" for uid, one in found.items()]
-    more = f" and {len(kinds) - _MOST_NAMED} more" if len(kinds) > _MOST_NAMED else ""
     return (
-        f"There is no diffusion series to correct, but {', '.join(kinds[:_MOST_NAMED])}{more}; give the "
-        "folder of the whole study (`dicom-node explain` tells why each series is what it is)."
+        f"There is no diffusion series to correct, but {_listed(kinds)}; give the folder of the whole study "
+        "(`dicom-node explain` tells why each series is what it is)."
     )
+
+
+def _only_nifti(places: Sequence[Path], unreadable: Sequence[UnreadableFile]) -> str:
+    """What to write where a folder holds NIfTI and no DICOM images; empty where it holds none of them."""
+    images = [Path(file.path).name for file in unreadable if file.path.endswith(NIFTI_ENDINGS)]
+    if not images:
+        return ""
+    return (
+        f"There is no DICOM image in {', '.join(map(str, places))}, but {_listed(images)}; name the NIfTI "
+        "images themselves: `dicom-node correct DWI.nii.gz --reference T1.nii.gz --out DIR`, with --bval "
+        "FILE where the DWI has no .bval beside it."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _nothing_readable(places: Sequence[Path], unreadable: Sequence[UnreadableFile]) -> str:
