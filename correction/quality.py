@@ -186,21 +186,21 @@ def _explained(figures: Quality) -> float:
 LIMITS = (
     Limit(
         "anatomy_differs", lambda q: q.remaining_across_mm, 2.4, 3.6,
-        "Across phase encode, where EPI does not distort, half of the image lies {value:.1f} mm or more from "
-        "the reference, expected below {limit:.1f} mm. The patient moved between the two series, or they do "
+        "Across phase encode, where EPI does not distort, half of the image lies {value} mm or more from "
+        "the reference, expected below {limit} mm. The patient moved between the two series, or they do "
         "not show the same region or patient.",
     ),
     Limit(
         "moved_across",
         lambda q: q.remaining_across_mm if q.remaining_across_mm > 2 * q.remaining_along_before_mm else 0.0,
         1.0, math.inf,
-        "The images differ more across phase encode ({value:.1f} mm) than along it. The phase-encode axis "
+        "The images differ more across phase encode ({value} mm) than along it. The phase-encode axis "
         "may be wrong, or the patient moved between the two series.",
     ),
     Limit(
         "still_apart", lambda q: q.remaining_along_after_mm, 1.5, 2.3,
-        "Along phase encode half of the image still lies {value:.1f} mm or more from the reference after the "
-        "correction, expected below {limit:.1f} mm.",
+        "Along phase encode half of the image still lies {value} mm or more from the reference after the "
+        "correction, expected below {limit} mm.",
     ),
     Limit(
         "parts_apart", lambda q: q.remaining_far_after_fraction, 0.4, math.inf,
@@ -214,18 +214,18 @@ LIMITS = (
     ),
     Limit(
         "worse_than_before", lambda q: q.remaining_along_after_mm - q.remaining_along_before_mm, 0.2, 1.0,
-        "The correction moved the image away from the reference: {value:.1f} mm farther along phase encode "
+        "The correction moved the image away from the reference: {value} mm farther along phase encode "
         "than before.",
     ),
     Limit(
         "landmarks_disagree", lambda q: q.held_out_landmarks_after_mm or 0.0, 1.5, 3.0,
-        "Points that both images show, and that the correction was not told, lie {value:.1f} mm from where "
-        "it puts them, expected below {limit:.1f} mm.",
+        "Points that both images show, and that the correction was not told, lie {value} mm from where "
+        "it puts them, expected below {limit} mm.",
     ),
     Limit(
         "landmarks_worse",
         lambda q: (q.held_out_landmarks_after_mm or 0.0) - (q.held_out_landmarks_before_mm or 0.0), 0.1, 1.0,
-        "Points that both images show, and that the correction was not told, lie {value:.1f} mm farther "
+        "Points that both images show, and that the correction was not told, lie {value} mm farther "
         "apart after it than before.",
     ),
     Limit(
@@ -242,7 +242,7 @@ LIMITS = (
     ),
     Limit(
         "estimates_disagree", lambda q: q.two_estimates_mm or 0.0, 2.5, 5.0,
-        "Two independent estimates of the distortion differ by {value:.1f} mm; usual is below {limit:.1f}.",
+        "Two independent estimates of the distortion differ by {value} mm; usual is below {limit}.",
     ),
     Limit(
         "weak_evidence", lambda q: 0.0 if q.chosen == NOTHING.name else 1.0 - _explained(q), 0.95, 1.0,
@@ -255,12 +255,12 @@ LIMITS = (
     ),
     Limit(
         "not_aligned", lambda q: math.dist(q.displacement_median_mm, (0, 0, 0)), 8.0, 16.0,
-        "The field is mostly a shift of the whole image, {value:.0f} mm: the images may not be aligned, or "
+        "The field is mostly a shift of the whole image, {value} mm: the images may not be aligned, or "
         "the patient moved between them.",
     ),
     Limit(
         "implausible_shift", lambda q: q.displacement_p95_mm, 16.0, 30.0,
-        "A twentieth of the head is shifted by {value:.0f} mm or more, expected below {limit:.0f} mm.",
+        "A twentieth of the head is shifted by {value} mm or more, expected below {limit} mm.",
     ),
     Limit(
         "strained", lambda q: q.strained_fraction, 0.05, 0.15,
@@ -274,6 +274,12 @@ LIMITS = (
 LEFT_ALONE_MM = 1.0  # what may remain along phase encode in an image that nothing was done to
 
 
+def _told_apart(value: float, limit: float) -> tuple[str, str]:
+    """Both with one digit behind the point, and as many more as it takes for a sentence to make sense."""
+    digits = next((n for n in range(1, 4) if f"{value:.{n}f}" != f"{limit:.{n}f}"), 4)
+    return f"{value:.{digits}f}", f"{limit:.{digits}f}"
+
+
 def judge(figures: Quality) -> Verdict:
     """The worst level that any figure asks for, with the reasons for it; nobody is told why all was well."""
     reasons: dict[Level, list[Reason]] = {Level.REVIEW: [], Level.REJECT: []}
@@ -281,7 +287,8 @@ def judge(figures: Quality) -> Verdict:
         value = limit.figure(figures)
         level = Level.REJECT if value > limit.reject else Level.REVIEW
         if value > limit.review:
-            text = limit.text.format(value=value, limit=limit.review, percent=100 * value)
+            shown, below = _told_apart(value, limit.review)
+            text = limit.text.format(value=shown, limit=below, percent=100 * value)
             reasons[level].append(Reason(limit.code, text))
     if figures.chosen == NOTHING.name and figures.remaining_along_after_mm > LEFT_ALONE_MM:
         reasons[Level.REVIEW].append(

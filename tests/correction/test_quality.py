@@ -128,3 +128,10 @@ def test_inliers_are_counted_among_the_matches_in_the_head() -> None:
     found = Consensus("any", 100, None, None, dropped, (0.0, 0.0))
     assert quality.inlier_fraction(found) == pytest.approx(0.5)
     assert quality.inlier_fraction(nobody()) is None
+
+
+def test_a_figure_near_its_limit_is_told_apart_from_it() -> None:
+    text = quality.judge(replace(GOOD, remaining_across_mm=2.41)).reasons[0].text
+    assert "2.41 mm or more from the reference, expected below 2.40 mm" in text
+    text = quality.judge(replace(GOOD, remaining_across_mm=3.0)).reasons[0].text
+    assert "3.0 mm or more from the reference, expected below 2.4 mm" in text
