@@ -40,7 +40,7 @@ VARIANTS = (
     Variant("air at a quarter of the bending", ("air_bending=500",)),
     Variant("air at four times the bending", ("air_bending=8000",)),
     Variant("coarse field at a third of the bending", ("coarse_bending=50",)),
-    Variant("shading is not divided out", ("shading_mm=500",)),
+    Variant("shading of 75 mm divided out, not of 25", ("shading_mm=75",)),
     Variant("descriptors of voxels two apart", ("mind_dilation=2",)),
     Variant("costs of each voxel by itself", ("aggregation_mm=0.5", "near_aggregation_mm=0.5")),
     Variant("costs averaged twice as far", ("aggregation_mm=6", "near_aggregation_mm=4")),
