@@ -45,6 +45,7 @@ bench: peers
 		$(if $(DATA),--data $(DATA) --plots docs)
 	$(BIN)/python -m benchmarks.ablations --cache benchmarks/results/fields \
 		--json benchmarks/results/ablations.json $(if $(DATA),--data $(DATA) --plots docs)
+	$(if $(DATA),$(BIN)/python -m benchmarks.parts --data $(DATA) --cache benchmarks/results/fields)
 	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --matcher auto)
 	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --method paper --set samples=16384)
 	$(if $(DATA),$(BIN)/python -m benchmarks.field_map $(DATA)/siemens-xa30-enhanced --peers \

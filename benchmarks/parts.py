@@ -1,21 +1,23 @@
 """The clinical method taken apart: what each part of it is worth, one changed at a time.
 
-    python -m benchmarks.parts CASE.pt… [--variant TITLE] [--cache FOLDER] [--kept] [--json FILE]
+    python -m benchmarks.parts [CASE.pt…] [--data FOLDER] [--variant TITLE] [--cache FOLDER] [--kept]
+                               [--json FILE]
 
-Cases are files that `benchmarks.cases --save` or `benchmarks.field_map --case` wrote. Settings were chosen on
-the split "tune", so that is where to look at them. Prints a Markdown table of field RMSE in the brain, mm.
+Cases are files that `benchmarks.cases --save` or `benchmarks.field_map --case` wrote, or with --data, the
+folder of the unpacked studies, the EPI-like ones of the split "tune": settings were chosen there, so that is
+where to look at them. Prints a Markdown table of field RMSE in the brain, mm.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.accuracy import MATCHER, Found, engine, kept_at, line, nothing, row_of, run
+from benchmarks.accuracy import MATCHER, Found, engine, gathered, kept_at, line, nothing, row_of, run
 from benchmarks.cases import Case, load_case
 from benchmarks.networks import machine
 from correction import methods
@@ -83,19 +85,28 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def _cases(files: Sequence[Path], data: Path | None) -> Iterator[Case]:
+    yield from map(load_case, files)
+    if data:
+        yield from (case for case in gathered(data, None, "tune") if case.kind == "epi")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("cases", type=Path, nargs="+")
+    parser.add_argument("cases", type=Path, nargs="*")
+    parser.add_argument("--data", type=Path, help="folder of the unpacked studies")
     parser.add_argument("--variant", action="append", help="only this one; may be repeated")
     parser.add_argument("--cache", type=Path, help="landmarks and fields are kept here")
     parser.add_argument("--kept", action="store_true", help="run nothing: what the cache has")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    if not (chosen.cases or chosen.data):
+        parser.error("give files of cases, or --data")
     print(machine())
     variants = [variant for variant in VARIANTS if variant.title in (chosen.variant or [variant.title])]
     rows: list[dict[str, object]] = []
-    for path in chosen.cases:
-        rows += measured(load_case(path), variants, chosen.cache, chosen.kept)
+    for case in _cases(chosen.cases, chosen.data):
+        rows += measured(case, variants, chosen.cache, chosen.kept)
     print(table(rows))
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
