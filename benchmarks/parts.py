@@ -35,7 +35,6 @@ UNCORRECTED = "nothing"
 VARIANTS = (
     Variant("clinical"),
     Variant("no landmarks", matcher=None),
-    Variant("landmarks by blocks of MIND, without weights", matcher="mind-blocks"),
     Variant("landmarks say as much near the field", ("landmark_weight_near=3", "landmark_weight_air=3")),
     Variant("landmarks that contradict the air keep their weight", ("landmark_doubt_mm=1000",)),
     Variant("no field of air", ("air=false",)),

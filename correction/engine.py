@@ -14,7 +14,7 @@ from correction import apply, choice, estimate, freeform, preprocess, quality, r
 from correction.errors import NoOverlap
 from correction.estimate import Candidate, Pair, Scene
 from correction.grid import Frame, resample
-from correction.landmarks import Consensus, FrameLandmarks, Landmarks, agree, nobody
+from correction.landmarks import Consensus, FrameLandmarks, Landmarks, agree, mind_blocks, nobody
 from correction.methods import Clinical, Paper, Settings
 from correction.quality import Evidence, Quality, Verdict
 from correction.signals import Judge
@@ -109,9 +109,13 @@ def correct(
             pair = estimate.Pair.of(frame, b0, reference, looking)
             view = estimate.scene(pair, looking.judge_voxel_mm, looking)
             covered = _covered(view)
-    # a sixth of the landmarks takes no part in the field, so that it can speak about it
     in_frame = None if given.in_frame is None else given.in_frame.to(device)
-    used, held_out = choice.hold_out(in_frame)
+    if landmarks is not None and landmarks.matcher.startswith(mind_blocks.NAME):
+        # they see what the method itself sees: they may judge, but would only make its mistakes twice
+        used, held_out = None, in_frame
+    else:
+        # a sixth of the landmarks takes no part in the field, so that it can speak about it
+        used, held_out = choice.hold_out(in_frame)
     judge = Judge(view, frame, looking)
     with clock("estimate"):
         if isinstance(settings, Paper):

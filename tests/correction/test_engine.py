@@ -19,6 +19,7 @@ from correction import (
     correct,
     methods,
 )  # fmt: skip
+from correction.landmarks import find_landmarks
 from correction.phantom import PhantomCase, head_case
 
 # one smoothness: geometry and physics need no last tenth of a millimetre
@@ -178,6 +179,18 @@ def test_thick_slices_and_a_whole_field_of_landmarks_are_taken() -> None:
     assert errors[1] < errors[0] < 0.5 * _rms(true)
     assert result.landmarks.matcher == "planted"
     assert result.landmarks.count > 100
+
+
+def test_blocks_of_mind_judge_and_have_no_say_in_the_field(oblique: tuple[PhantomCase, Correction]) -> None:
+    case, alone = oblique
+    blocks = find_landmarks(case.b0, case.reference, case.phase_encoding, "mind-blocks")
+    judged = correct(case.b0, case.reference, case.phase_encoding, QUICK, blocks)
+    assert torch.equal(judged.displacement, alone.displacement)
+    assert alone.quality.held_out_landmarks_after_mm is None
+    after, before = judged.quality.held_out_landmarks_after_mm, judged.quality.held_out_landmarks_before_mm
+    assert after is not None
+    assert before is not None
+    assert after < before
 
 
 def test_progress_is_told_stage_by_stage() -> None:
