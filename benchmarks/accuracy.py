@@ -32,7 +32,7 @@ from benchmarks.heads import head
 from benchmarks.networks import machine
 from correction import Volume, correct, methods
 from correction.landmarks import Landmarks, find_landmarks
-from correction.phantom import head_case
+from correction.phantom import PhantomCase, head_case
 
 PAPER_SAMPLES = 16384  # of the reference's voxels, drawn anew in each of the 150 iterations
 MATCHER = "auto"
@@ -172,13 +172,17 @@ def line(row: dict[str, object]) -> str:
     )
 
 
+def phantom(name: str, made: PhantomCase) -> Case:
+    """A synthetic head as a case."""
+    return Case(
+        name, "epi", made.b0, made.reference, made.phase_encoding, made.displacement_mm,
+        made.tissue, made.undistorted, True,
+    )  # fmt: skip
+
+
 def phantoms() -> Iterator[Case]:
     for seed in range(3):
-        made = head_case(seed)
-        yield Case(
-            f"phantom-{seed}", "epi", made.b0, made.reference, made.phase_encoding, made.displacement_mm,
-            made.tissue, made.undistorted, True,
-        )  # fmt: skip
+        yield phantom(f"phantom-{seed}", head_case(seed))
 
 
 def gathered(data: Path | None, saved: Path | None, split: Split) -> Iterator[Case]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations
-from benchmarks.cases import Case
+from benchmarks.accuracy import phantom
 from correction import Landmarks, methods
 from correction.phantom import head_case
 
@@ -31,10 +31,7 @@ def test_they_end_with_a_table_a_document_and_a_picture_and_go_on_where_they_sto
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = head_case(0, voxel_mm=(5.0, 5.0, 6.0), reference_voxel_mm=(5.0, 5.0, 6.0))
-    case = Case(
-        "phantom", "epi", made.b0, made.reference, made.phase_encoding, made.displacement_mm,
-        made.tissue, made.undistorted, True,
-    )  # fmt: skip
+    case = phantom("phantom", made)
     points = np.array([[0.0, 0.0, 0.0], [20.0, 10.0, 5.0]])
     drawn = Landmarks(points, points + np.array([0.0, 2.0, 0.0]), np.ones(2), "drawn by hand")
     monkeypatch.setattr(ablations, "gathered", lambda *_: iter([case]))

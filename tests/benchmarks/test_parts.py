@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import parts
-from benchmarks.cases import Case, save_case
+from benchmarks.accuracy import phantom
+from benchmarks.cases import save_case
 from correction import methods
 from correction.phantom import head_case
 from tests.quick_correction import SETTINGS
@@ -32,10 +33,7 @@ def test_a_table_of_cases_and_variants_comes_out_and_nothing_is_computed_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = head_case(1, voxel_mm=(5.0, 5.0, 6.0), reference_voxel_mm=(5.0, 5.0, 6.0))
-    case = Case(
-        "phantom", "epi", made.b0, made.reference, made.phase_encoding, made.displacement_mm,
-        made.tissue, made.undistorted, True,
-    )  # fmt: skip
+    case = phantom("phantom", made)
     save_case(case, tmp_path / "phantom.pt")
     monkeypatch.setattr(parts, "VARIANTS", QUICK)
     arguments = [
